@@ -1,0 +1,43 @@
+import { colorEnv, ROOT } from './layout.ts'
+import { type Command, sh } from './shell.ts'
+
+export const PROJECT = 'kgc'
+const FILES = ['base', 'data', 'kgc', 'vendors', 'operations'].map((name) => `compose/${name}.yaml`)
+const ENV_FILES = ['.env', colorEnv('blue'), colorEnv('green')]
+
+/**
+ * A `docker compose` command on the server's stack.
+ * @param root another directory with the same layout, e.g. the files of a commit that is not yet checked out
+ */
+export function compose(rest: Command, root = ROOT): Command {
+  const flags = [
+    ...['--project-name', PROJECT, '--project-directory', 'compose'],
+    ...ENV_FILES.flatMap((file) => ['--env-file', file]),
+    ...FILES.flatMap((file) => ['-f', file]),
+  ]
+  return sh`cd ${root} && docker compose --progress quiet ${flags} ${rest}`
+}
+
+/** Starts services and waits until they are healthy, jobs they depend on included. Leaves alone what already runs. */
+export const startMissing = (services: string[], waitSeconds: number) =>
+  compose(sh`up -d --no-recreate --wait --wait-timeout ${waitSeconds} ${services}`)
+
+/** Starts one color as its env file says; touches nothing else. */
+export const startColor = (services: string[]) => compose(sh`up -d --no-deps ${services}`)
+
+/** Every service that must run besides the two colors. Jobs are left out: whoever needs them starts them. */
+export const listServices = (root = ROOT) => compose(sh`config --format json`, root)
+
+type ComposeConfig = { services: Record<string, { restart?: string; image?: string }> }
+
+/**
+ * @param json what `listServices` printed
+ * @returns the long-running services apart from the colors
+ */
+export function stackServices(json: string): string[] {
+  const { services } = JSON.parse(json) as ComposeConfig
+  return Object.entries(services)
+    .filter(([name, { restart }]) => restart !== 'no' && !/^kgc-(backend|frontend)-(blue|green)$/.test(name))
+    .map(([name]) => name)
+    .sort()
+}

@@ -1,0 +1,145 @@
+import { existsSync, readFileSync, statSync } from 'node:fs'
+import { homedir } from 'node:os'
+import { dirname, resolve } from 'node:path'
+import { parse } from 'dotenv'
+import { z } from 'zod'
+import { EXIT, Stop } from './errors.ts'
+
+const variable = <T extends z.ZodType>(schema: T, example: string) => schema.meta({ example })
+const text = (pattern: RegExp, message: string) => z.string({ error: 'is not set' }).regex(pattern, message)
+const anything = z.string({ error: 'is not set' })
+const port = z.coerce.number('is not a number').int().min(1).max(65535, 'is not a port number')
+const wholeNumber = (min: number, max: number) =>
+  z.coerce
+    .number('is not a number')
+    .int('is not a whole number')
+    .min(min, `is below ${min}`)
+    .max(max, `is above ${max}`)
+const path = anything.refine((file) => existsSync(file), 'names a file that does not exist')
+
+/** How to reach the site as its users do, and the account that the smoke tests log in with. */
+const front = z.object({
+  DOMAIN: variable(text(/^(?!-)[a-z0-9-]+(\.[a-z0-9-]+)+$/, 'is not a bare host name'), 'kgc-erp.hu'),
+  FRONT_IP: variable(z.union([z.ipv4('is not an IP address'), z.ipv6()]).optional(), '203.0.113.10'),
+  FRONT_PORT: variable(port.default(443), '443'),
+  FRONT_CA_FILE: variable(path.optional(), './ca.pem'),
+  SMOKE_EMAIL: variable(z.email({ error: 'is not a mail address' }), 'smoke@kgc-erp.hu'),
+  SMOKE_PASSWORD: variable(anything, 'a long random word'),
+})
+
+/** How to reach the server over SSH. */
+const server = z.object({
+  SSH_HOST: variable(text(/^[\w.:-]+$/, 'is not a host name or address'), '203.0.113.10'),
+  SSH_PORT: variable(port.default(22), '22'),
+  SSH_USER: variable(text(/^[a-z_][a-z0-9_-]*$/, 'is not a user name').default('deploy'), 'deploy'),
+  SSH_KEY_FILE: variable(path, '~/.ssh/kgc_deploy'),
+  SSH_HOST_KEY: variable(
+    text(/^SHA256:[A-Za-z0-9+/]{43}$/, 'is not a fingerprint as `ssh-keygen -lf` prints it'),
+    'SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU',
+  ),
+})
+
+/** Where the images of backend and frontend come from. */
+const registry = z.object({
+  REGISTRY: variable(text(/^[a-z0-9.-]+(:\d+)?(\/[a-z0-9._-]+)+$/, 'is not a registry with a path'), 'ghcr.io/kgc'),
+  REGISTRY_USER: variable(anything, 'kgc-deploy'),
+  REGISTRY_PASSWORD: variable(anything, 'a token that may only read packages'),
+})
+
+/** How a release is judged and kept. */
+const release = z.object({
+  HEALTH_TIMEOUT: variable(wholeNumber(1, 600).default(15), '15 (seconds for each of the 4 tries of the health gate)'),
+  DRAIN_TIMEOUT: variable(wholeNumber(1, 120).default(10), '10 (seconds that requests of the old release may take)'),
+  KEEP_RELEASES: variable(wholeNumber(2, 50).default(5), '5'),
+  MIN_FREE_DISK_GB: variable(wholeNumber(1, 10_000).default(10), '10'),
+  MIGRATE_COMMAND: variable(z.string().optional(), 'npm run migrate'),
+})
+
+/** Where messages go. */
+const notify = z.object({
+  SLACK_WEBHOOK_URL: variable(z.url({ error: 'is not a URL' }).optional(), 'the incoming webhook that Slack gave you'),
+})
+
+const GROUPS = { front, server, registry, release, notify }
+type Groups = typeof GROUPS
+export type Config<G extends keyof Groups = keyof Groups> = { [K in G]: z.infer<Groups[K]> } & { secrets: string[] }
+
+export type Front = z.infer<typeof front>
+export type Server = z.infer<typeof server>
+
+const SECRET = /PASSWORD|TOKEN|SECRET|WEBHOOK/
+const FILE_PATH = /_FILE$/
+
+/**
+ * Reads the configuration: the file, and the environment for what the file leaves open (so that a named file never
+ * operates on another server because of a variable left in the shell).
+ * @param file the env file; when it is not given, `.env` is used if it exists
+ * @param groups which parts the script needs; the rest is not validated
+ * @throws Stop (exit 2) that names every problem at once, without any value
+ */
+export function loadConfig<G extends keyof Groups>(file: string | undefined, groups: G[]): Config<G> {
+  const env = { ...process.env, ...readEnvFile(file) }
+  for (const [name, value] of Object.entries(env)) {
+    if (value === '') delete env[name]
+    else if (FILE_PATH.test(name) && value) env[name] = absolute(value, dirname(file ?? '.env'))
+  }
+  const { config, problems } = validate(env, groups)
+  if (problems.length > 0) {
+    throw new Stop(
+      `The configuration has ${problems.length === 1 ? 'a problem' : `${problems.length} problems`}:\n${problems.map((p) => `  ${p}`).join('\n')}`,
+      [
+        file
+          ? `Correct ${file}.`
+          : 'cp .env.example .env && chmod 600 .env, then fill it in; or name a file with --env.',
+      ],
+      EXIT.usage,
+    )
+  }
+  return config
+}
+
+export function validate<G extends keyof Groups>(env: Record<string, string | undefined>, groups: G[]) {
+  const problems: string[] = []
+  const parts: Record<string, unknown> = {}
+  for (const group of groups) {
+    const schema: z.ZodObject = GROUPS[group]
+    const parsed = schema.safeParse(env)
+    parts[group] = parsed.data
+    for (const name of Object.keys(schema.shape)) {
+      const issue = parsed.error?.issues.find(({ path }) => path[0] === name)
+      if (!issue) continue
+      const what = env[name] === undefined ? 'is not set' : issue.message
+      problems.push(`${name} ${what}. Example: ${schema.shape[name].meta()?.example}`)
+    }
+  }
+  const secrets = Object.entries(env).flatMap(([name, value]) => (value && SECRET.test(name) ? [value] : []))
+  return { config: { ...parts, secrets } as unknown as Config<G>, problems }
+}
+
+function readEnvFile(file: string | undefined): Record<string, string> {
+  const name = file ?? '.env'
+  if (!existsSync(name)) {
+    if (file) throw new Stop(`There is no file ${file}.`, ['Give the path of an env file with --env.'], EXIT.usage)
+    return {}
+  }
+  if (statSync(name).mode & 0o077) {
+    throw new Stop(`${name} holds secrets and others on this machine can read it.`, [`chmod 600 ${name}`], EXIT.usage)
+  }
+  return parse(readFileSync(name))
+}
+
+const absolute = (file: string, base: string) =>
+  file.startsWith('~/') ? resolve(homedir(), file.slice(2)) : resolve(base, file)
+
+/** Where a run logs in for SSH. */
+export const sshTarget = ({ SSH_HOST, SSH_PORT, SSH_USER, SSH_KEY_FILE, SSH_HOST_KEY }: Server) => ({
+  host: SSH_HOST,
+  port: SSH_PORT,
+  user: SSH_USER,
+  keyFile: SSH_KEY_FILE,
+  hostKey: SSH_HOST_KEY,
+})
+
+/** The site's address as a person would type it. */
+export const siteUrl = ({ DOMAIN, FRONT_PORT }: Front, sub?: string) =>
+  `https://${sub ? `${sub}.` : ''}${DOMAIN}${FRONT_PORT === 443 ? '' : `:${FRONT_PORT}`}`

@@ -1,0 +1,116 @@
+import { type Active, type Color, releaseName, renderColorEnv, servicesOf } from './color.ts'
+import { startColor } from './compose.ts'
+import type { Config } from './config.ts'
+import { BadRelease, EXIT, messageOf, Stop } from './errors.ts'
+import { healthGate } from './gate.ts'
+import type { Host } from './host.ts'
+import { colorEnv, ROOT } from './layout.ts'
+import type { Log } from './log.ts'
+import type { Images } from './release.ts'
+import { type Command, chain, script, sh } from './shell.ts'
+import { type CheckResult, databaseChecks, httpChecks, runChecks } from './smoke.ts'
+import { drainCommand, followActive, switchTo } from './switch.ts'
+
+export type CutOver = {
+  host: Host
+  log: Log
+  config: Config<'front' | 'release'>
+  dryRun: boolean
+  next: Active
+  images: Images
+  /** What serves now; undefined before the first deploy. */
+  before: Active | undefined
+}
+
+/**
+ * From an idle color to all traffic on it: start, health gate, switch, smoke tests, drain. Whatever fails before the
+ * switch leaves the old release untouched; whatever fails after it, an interruption too, is switched back at once.
+ * @throws Stop with exit code 1 (never switched) or 4 (switched and back)
+ */
+export async function cutOver(run: CutOver): Promise<void> {
+  const { host, log, next, before } = run
+  await log.step(`Start ${next.version} as ${next.color}`, () =>
+    host.write(startCommand(next, run.images), { timeout: 180 }),
+  )
+  await log
+    .step('Health gate', () => gate(run))
+    .catch(async (error) => {
+      await log.step(`Stop ${next.version} again`, () => host.write(stopColor(next.color), { timeout: 60 }), 'always')
+      throw error
+    })
+  try {
+    await log.step(`Switch to ${releaseName(next)}`, () => switchTo(host, next))
+    await log.step('Smoke tests', () => smoke(run))
+  } catch (error) {
+    const target = before ? releaseName(before) : 'the maintenance page'
+    await log.step(`Switch back to ${target}`, () => switchTo(host, before), 'always')
+    await log.step(`Stop ${next.version} again`, () => retire(run, next.color), 'always')
+    const message = `${messageOf(error)}\n${next.version} was switched back.`
+    if (error instanceof BadRelease) throw new BadRelease(message, [], EXIT.rolledBack)
+    throw new Stop(
+      message,
+      [],
+      error instanceof Stop && error.code === EXIT.interrupted ? EXIT.interrupted : EXIT.rolledBack,
+    )
+  }
+  if (before) await log.step(`Drain and stop ${releaseName(before)}`, () => retire(run, before.color), 'always')
+}
+
+/**
+ * Makes sure that the idle color is idle: lets nginx follow its file when a run died between rename and reload, and
+ * waits for earlier workers.
+ */
+export async function settle(host: Host, active: Active, serving: string, drainSeconds: number): Promise<void> {
+  if (serving && serving !== releaseName(active)) await host.write(followActive(active), { timeout: 60 })
+  await host.write(drainCommand(drainSeconds), { timeout: drainSeconds + 20 })
+}
+
+/** Starts a color with its images; the containers of the other one are not touched. */
+export const startCommand = ({ color, version }: Active, images: Images): Command =>
+  chain(writeColorEnv(color, version, images), startColor(servicesOf(color)))
+
+export const writeColorEnv = (color: Color, version: string, images: Images): Command => {
+  const file = `${ROOT}/${colorEnv(color)}`
+  return chain(
+    sh`printf %s ${renderColorEnv(color, version, images)} > ${`${file}.next`}`,
+    sh`mv ${`${file}.next`} ${file}`,
+  )
+}
+
+/** Stops but keeps the containers: a rollback starts them again. Docker kills what has not ended after its stop grace period. */
+export const stopColor = (color: Color): Command =>
+  script(
+    `docker stop ${servicesOf(color)
+      .map((service) => `kgc-${service}-1`)
+      .join(' ')}`,
+  )
+
+async function gate({ host, log, config, dryRun, next }: CutOver): Promise<void> {
+  if (dryRun)
+    return log.say(
+      `  would ask ${servicesOf(next.color).join(' and ')} for /health, at most 4 times ${config.release.HEALTH_TIMEOUT} s`,
+    )
+  await healthGate(host, { color: next.color, seconds: config.release.HEALTH_TIMEOUT }, (text) => log.say(`  ${text}`))
+}
+
+async function smoke({ host, log, config, dryRun, next }: CutOver): Promise<void> {
+  if (dryRun) return log.say('  would run the smoke tests through the front door')
+  const results = await runChecks([...httpChecks(config.front, next.version), ...databaseChecks(host)])
+  const failed = results.filter(({ ok }) => !ok)
+  if (failed.length > 0)
+    throw new BadRelease(
+      `Smoke tests failed: ${failed.length} of ${results.length}.\n${failed.map(describeCheck).join('\n')}`,
+    )
+}
+
+export const describeCheck = ({ name, ok, expected, got, ms }: CheckResult) =>
+  ok ? `  ✔ ${name} (${ms} ms)` : `  ✘ ${name} (${ms} ms): expected ${expected}; came ${got}`
+
+/**
+ * Stops a color that no longer gets traffic. First the old workers finish their requests; what holds them after that
+ * are websockets, and the application closes those cleanly when it is told to stop.
+ */
+async function retire({ host, config }: CutOver, color: Color): Promise<void> {
+  const seconds = config.release.DRAIN_TIMEOUT
+  await host.write(chain(drainCommand(seconds), stopColor(color)), { timeout: seconds + 90 })
+}

@@ -1,0 +1,11 @@
+/** Where things are on the server. Commands run in ROOT, so the other paths are relative to it. */
+export const ROOT = '/opt/kgc'
+export const RELEASE_CONF = 'state/nginx/release.conf'
+export const RECORDS = 'state/releases.jsonl'
+export const LOCK = 'state/deploy.lock'
+export const LOCK_HOLDER = 'state/deploy.holder'
+export const STEP_LOCK = 'state/step.lock'
+export const colorEnv = (color: string) => `state/${color}.env`
+export const PROXY = 'kgc-nginx-proxy-1'
+/** nginx's main file inside the proxy's container. */
+export const NGINX_CONF = '/etc/nginx/kgc/nginx.conf'

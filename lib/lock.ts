@@ -1,0 +1,97 @@
+import { PassThrough } from 'node:stream'
+import type { Actor } from './actor.ts'
+import { EXIT, Stop } from './errors.ts'
+import type { Host } from './host.ts'
+import { LOCK, LOCK_HOLDER, ROOT, STEP_LOCK } from './layout.ts'
+import type { Log } from './log.ts'
+import { type Command, script, sh } from './shell.ts'
+
+export type Holder = Actor & { since: string; action: string }
+
+/** A run longer than this loses its lock: the server's own bound on a connection that hangs half open. */
+const LONGEST_RUN_SECONDS = 2 * 3600
+/** A write that a dead run left behind is given this long to end. */
+const LEFTOVER_SECONDS = 120
+const HELD_BY_ANOTHER = 75
+
+/** Runs the work while this run holds the server's lock; a dry run takes no lock. */
+export async function withLock<T>(
+  host: Host,
+  log: Log,
+  holder: Omit<Holder, 'since'>,
+  { dryRun, wait }: { dryRun: boolean; wait: number },
+  work: (host: Host) => Promise<T>,
+): Promise<T> {
+  if (dryRun) return work(host)
+  const unlock = await log.step('Lock', () => acquireLock(host, { ...holder, since: new Date().toISOString() }, wait))
+  try {
+    return await work(underLock(host))
+  } finally {
+    await unlock()
+  }
+}
+
+/**
+ * Takes the server's deploy lock: a flock held by a process that lives as long as its SSH channel. When the runner,
+ * its network or the server dies, the channel's stdin ends, and with it the process and the lock; no lock can go stale.
+ * @param waitSeconds how long to wait for another run; 0 refuses at once
+ * @returns a function that gives the lock back
+ * @throws Stop (exit 3) that says who holds it, since when, and from where
+ */
+export async function acquireLock(host: Host, holder: Holder, waitSeconds: number): Promise<() => Promise<void>> {
+  const stdin = new PassThrough()
+  let granted = () => {}
+  const taken = new Promise<'taken'>((resolve) => {
+    granted = () => resolve('taken')
+  })
+  const ended = host.probe(holdLock(holder, waitSeconds), {
+    timeout: LONGEST_RUN_SECONDS,
+    input: stdin,
+    onLine: (line) => line === 'locked' && granted(),
+  })
+  const outcome = await Promise.race([taken, ended])
+  if (outcome === 'taken') {
+    return async () => {
+      stdin.end()
+      await ended
+    }
+  }
+  if (outcome.code === HELD_BY_ANOTHER) throw await explainHolder(host)
+  throw new Stop(
+    `The deploy lock on ${host.name} could not be taken: ${outcome.stderr.trim() || `exit code ${outcome.code}`}`,
+  )
+}
+
+/** Exported for the tests: the command that holds the lock until its stdin ends. */
+export function holdLock(holder: Holder, waitSeconds: number): Command {
+  const hold = script(`
+flock -x -w ${LEFTOVER_SECONDS} ${STEP_LOCK} true || { echo "a command of an earlier run is still working" >&2; exit 76; }
+printf '%s\\n' "$1" > ${LOCK_HOLDER}
+echo locked
+cat > /dev/null`)
+  const wait = waitSeconds > 0 ? ['-w', String(waitSeconds)] : ['-n']
+  return sh`cd ${ROOT} && mkdir -p state/nginx && flock ${wait} -E ${HELD_BY_ANOTHER} ${LOCK} sh -c ${hold.shell} hold ${JSON.stringify(holder)}`
+}
+
+/**
+ * A host whose writes each hold a shared lock while they run. A runner can die while its last command still works on
+ * the server; the next run waits for that command before it begins.
+ */
+export function underLock(host: Host): Host {
+  const guard = (command: Command) => sh`cd ${ROOT} && flock -s ${STEP_LOCK} sh -c ${command.shell}`
+  return { ...host, write: (command, options) => host.write(guard(command), options) }
+}
+
+async function explainHolder(host: Host): Promise<Stop> {
+  const text = await host.read(sh`cat ${`${ROOT}/${LOCK_HOLDER}`}`)
+  const { who, from, since, action, runUrl } = JSON.parse(text) as Holder
+  const age = Math.round((Date.now() - Date.parse(since)) / 1000)
+  return new Stop(
+    `Another run holds the lock on ${host.name}: ${action} by ${who} from ${from}, since ${since} (${age} s ago).${runUrl ? ` ${runUrl}` : ''}`,
+    [
+      'Wait for it with --wait SECONDS.',
+      'If that run is dead, its lock dies with its connection, within half a minute; then simply run again.',
+    ],
+    EXIT.locked,
+  )
+}

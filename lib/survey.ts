@@ -1,0 +1,67 @@
+import { type Active, parseActive } from './color.ts'
+import type { Host } from './host.ts'
+import { PROXY, RECORDS, RELEASE_CONF, ROOT } from './layout.ts'
+import { parseRecords, type ReleaseRecord } from './release.ts'
+import { type Command, script } from './shell.ts'
+
+/** What the server is like before a run touches it. */
+export type Survey = {
+  /** False on a server on which nothing was set up. */
+  prepared: boolean
+  commit: string
+  /** Changed or unknown files in the checkout. */
+  dirty: string[]
+  freeGb: number
+  active: Active | undefined
+  /** What nginx's workers say they serve; empty when nginx does not run. */
+  serving: string
+  /** State by Compose service: running, exited, … */
+  containers: Record<string, string>
+  records: ReleaseRecord[]
+}
+
+/** One round trip for all of it: each costs about 0.1 s over a real network. */
+export const surveyCommand: Command = script(`
+cd ${ROOT} 2>/dev/null && [ -f .env ] || { echo '@@unprepared'; exit 0; }
+echo '@@commit'; git rev-parse -q --verify HEAD || true
+echo '@@dirty'; git status --porcelain
+echo '@@free'; df -Pk ${ROOT} /var/lib/docker | awk 'NR > 1 { print $4 }' | sort -n | head -n 1
+echo '@@active'; cat ${RELEASE_CONF} 2>/dev/null || true
+echo '@@serving'; docker exec ${PROXY} curl -s --max-time 3 http://127.0.0.1:8081/release 2>/dev/null || true
+echo '@@containers'
+docker ps -a --filter label=com.docker.compose.project=kgc --filter label=com.docker.compose.oneoff=False \\
+  --format '{{.Label "com.docker.compose.service"}} {{.State}}'
+echo '@@records'; cat ${RECORDS} 2>/dev/null || true
+`)
+
+/** @throws Stop when the active file is not one of ours */
+export async function survey(host: Host): Promise<Survey> {
+  return parseSurvey(await host.read(surveyCommand, { timeout: 30 }))
+}
+
+export function parseSurvey(output: string): Survey {
+  const sections = new Map<string, string>()
+  for (const part of output.split(/^@@/m).slice(1)) {
+    const end = part.indexOf('\n')
+    sections.set(end < 0 ? part : part.slice(0, end), end < 0 ? '' : part.slice(end + 1))
+  }
+  const section = (name: string) => sections.get(name) ?? ''
+  const lines = (name: string) => section(name).split('\n').filter(Boolean)
+  return {
+    prepared: !sections.has('unprepared'),
+    commit: section('commit').trim(),
+    dirty: lines('dirty'),
+    freeGb: Math.floor(Number(section('free').trim()) / 1024 ** 2),
+    active: parseActive(section('active')),
+    serving: section('serving').trim().split(' ').slice(0, 2).join(' '),
+    containers: Object.fromEntries(lines('containers').map((line) => line.split(' ') as [string, string])),
+    records: parseRecords(section('records')),
+  }
+}
+
+/** One sentence on what users get now. */
+export function describeServing({ active, serving }: Pick<Survey, 'active' | 'serving'>): string {
+  if (!active) return 'Nothing was deployed yet, so nothing serves.'
+  if (!serving) return `nginx does not answer. ${active.version} (${active.color}) should be serving.`
+  return `${serving.split(' ')[1]} (${serving.split(' ')[0]}) serves.`
+}

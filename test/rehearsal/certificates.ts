@@ -1,0 +1,36 @@
+import { existsSync, mkdirSync } from 'node:fs'
+import { chain, sh } from '../../lib/shell.ts'
+import { local } from './engine.ts'
+import { DOMAIN, inState, REGISTRY } from './names.ts'
+
+const DAYS = 90
+
+/** The rehearsal's own authority, and what it signed: one certificate for the site's hosts, one for the registry. */
+export async function makeCertificates(): Promise<void> {
+  mkdirSync(inState('registry'), { recursive: true })
+  const [key, ca] = [inState('ca.key'), inState('ca.pem')]
+  if (!existsSync(ca)) {
+    await local.read(
+      sh`umask 077; openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days ${DAYS} -subj ${'/CN=KGC rehearsal'} -keyout ${key} -out ${ca}`,
+    )
+  }
+  await sign('site', [DOMAIN, ...['crm', 'support', 'hr', 'grafana'].map((sub) => `${sub}.${DOMAIN}`)])
+  await sign('registry/tls', [REGISTRY.host.split(':')[0] ?? ''])
+}
+
+async function sign(name: string, hosts: string[]): Promise<void> {
+  const [key, request, certificate] = ['key', 'csr', 'crt'].map((kind) => inState(`${name}.${kind}`)) as [
+    string,
+    string,
+    string,
+  ]
+  if (existsSync(certificate)) return
+  const names = `subjectAltName=${hosts.map((host) => `DNS:${host}`).join(',')}`
+  await local.read(
+    chain(
+      sh`umask 077`,
+      sh`openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj ${`/CN=${hosts[0]}`} -addext ${names} -keyout ${key} -out ${request}`,
+      sh`openssl x509 -req -in ${request} -CA ${inState('ca.pem')} -CAkey ${inState('ca.key')} -days ${DAYS} -copy_extensions copy -out ${certificate}`,
+    ),
+  )
+}

@@ -1,0 +1,4 @@
+import os
+import sys
+
+os.execvp("node", ["node", "/app/app.cjs", *sys.argv[1:]])

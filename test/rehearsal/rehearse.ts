@@ -1,0 +1,98 @@
+import { existsSync, rmSync } from 'node:fs'
+import { runbook } from '../../lib/cli.ts'
+import { EXIT, Stop } from '../../lib/errors.ts'
+import { localHost } from '../../lib/local.ts'
+import type { Log } from '../../lib/log.ts'
+import { script, sh } from '../../lib/shell.ts'
+import { survey } from '../../lib/survey.ts'
+import { buildImages, pushImages } from './build.ts'
+import { makeCertificates } from './certificates.ts'
+import { ensureEngine, local, stopOwnEngine } from './engine.ts'
+import { inState, makeStateDir, NETWORKS, PREFIX, PROJECT_DIR, REGISTRY, SERVER, SINK, STATE_DIR } from './names.ts'
+import { connectAs, makeNetworks, removeServer, startRegistry, startServer, startSink } from './server.ts'
+import { makeRegistryPassword, setUpServer } from './setup.ts'
+
+/** Raises everything but the ERP itself: images, registry, and a server that is ready for its first deploy. */
+export async function raise(log: Log): Promise<void> {
+  makeStateDir()
+  await ensureEngine(log)
+  await buildImages(log)
+  await log.step('Certificates', makeCertificates)
+  makeRegistryPassword()
+  await log.step('Networks', makeNetworks)
+  await log.step('Registry', startRegistry)
+  await log.step('Images into the registry', pushImages)
+  await log.step('Message sink', startSink)
+  const booted = await log.step('Server', startServer)
+  if (booted || !existsSync(inState('.env'))) await log.step('Set up the server', setUpServer)
+}
+
+async function up(log: Log): Promise<void> {
+  await raise(log)
+  const host = await connectAs('deploy')
+  const { active, records } = await survey(host).finally(() => host.close())
+  for (const version of ['v1', 'v2']) {
+    if (records.some((run) => run.version === version && run.outcome === 'good')) continue
+    await deploy(version)
+  }
+  log.result(`
+The rehearsal server runs${active ? ` and serves ${active.version}` : ''}.
+
+  site      https://${'erp.kgc.test'} at ${SERVER.address}, certificates by .rehearsal/ca.pem
+  ssh       ssh -i .rehearsal/id_ed25519 deploy@${SERVER.address}
+  messages  ${SINK.url}/messages
+  drive it  npx tsx scripts/<any>.ts --env .rehearsal/.env
+  remove    npm run rehearse -- down`)
+}
+
+/** As an operator would: the same command, in a process of its own, with its output shown. */
+async function deploy(version: string): Promise<void> {
+  const { code } = await localHost().probe(
+    sh`cd ${PROJECT_DIR} && node --import tsx scripts/deploy.ts ${version} --env ${inState('.env')}`,
+    { timeout: 1800, onLine: (line) => process.stderr.write(`  ${line}\n`) },
+  )
+  if (code !== 0) throw new Stop(`deploy.ts ${version} ended with exit code ${code}.`)
+}
+
+async function down(log: Log): Promise<void> {
+  if ((await local.probe(sh`docker info`)).code === 0) {
+    await log.step('Remove the server and its disk', removeServer)
+    await log.step('Remove registry, sink and networks', async () => {
+      await local.probe(sh`docker rm -f -v ${[REGISTRY.container, SINK.container]}`)
+      await local.probe(sh`docker volume rm ${`${PREFIX}-registry`}`)
+      for (const { name } of Object.values(NETWORKS)) await local.probe(sh`docker network rm ${name}`)
+    })
+    await log.step('Remove images', () => local.probe(removeImages, { timeout: 300 }))
+  }
+  await log.step('Stop Docker, if this started it', stopOwnEngine)
+  rmSync(STATE_DIR, { recursive: true, force: true })
+}
+
+/** Two rounds: what others are built on goes after them. */
+const removeImages = script(`
+for round in 1 2; do
+  docker images --filter label=kgc.rehearsal.hash --format '{{if eq .Tag "<none>"}}{{.ID}}{{else}}{{.Repository}}:{{.Tag}}{{end}}' | sort -u | xargs -r docker rmi -f
+done`)
+
+if (process.argv[1]?.endsWith('rehearse.ts')) {
+  await runbook(
+    {
+      name: 'rehearse',
+      summary: 'Raises a production-shaped server on this machine and deploys the ERP on it; `down` removes all of it.',
+      positionals: { names: ['down'], required: 0 },
+      flags: {},
+      examples: ['', 'down'],
+    },
+    async ({ positionals: [what] }, log) => {
+      if (what === undefined) await up(log)
+      else if (what === 'down') await down(log)
+      else
+        throw new Stop(
+          `'${what}' is neither nothing nor 'down'.`,
+          ['npm run rehearse', 'npm run rehearse -- down'],
+          EXIT.usage,
+        )
+      return EXIT.done
+    },
+  )
+}
