@@ -12,8 +12,9 @@ export function renderActive(active: Active | undefined): string {
   if (!active) return NOTHING_ACTIVE
   const { color, version } = active
   return `# Which color serves. Written by deploy and rollback, replaced by rename; never edit it by hand.
-upstream kgc_backend  { server kgc-backend-${color}:3000;  keepalive 32; }
-upstream kgc_frontend { server kgc-frontend-${color}:3000; keepalive 32; }
+# Idle connections are closed before the application closes them (Node's default is 5 s): no request meets a closing one.
+upstream kgc_backend  { server kgc-backend-${color}:3000;  keepalive 32; keepalive_timeout 4s; }
+upstream kgc_frontend { server kgc-frontend-${color}:3000; keepalive 32; keepalive_timeout 4s; }
 map "" $kgc_release { default "${releaseName({ color, version })}"; }
 `
 }

@@ -88,7 +88,7 @@ export const stopColor = (color: Color): Command =>
 async function gate({ host, log, config, dryRun, next }: CutOver): Promise<void> {
   if (dryRun)
     return log.say(
-      `  would ask ${servicesOf(next.color).join(' and ')} for /health, at most 4 times ${config.release.HEALTH_TIMEOUT} s`,
+      `  would wait for ${servicesOf(next.color).join(' and ')} to be healthy, at most 4 times ${config.release.HEALTH_TIMEOUT} s`,
     )
   await healthGate(host, { color: next.color, seconds: config.release.HEALTH_TIMEOUT }, (text) => log.say(`  ${text}`))
 }

@@ -18,7 +18,7 @@ export async function healthGate(
   { color, seconds }: { color: Color; seconds: number },
   onRetry: (text: string) => void,
 ): Promise<void> {
-  const urls = servicesOf(color).map((service) => `http://${service}:3000/health`)
+  const urls = healthUrls(color)
   for (let attempt = 0; attempt <= RETRIES; attempt++) {
     if (attempt > 0) onRetry(`not healthy after ${seconds} s; retry ${attempt} of ${RETRIES}`)
     const { code } = await host.probe(askHealth(urls, seconds), { timeout: seconds + 20 })
@@ -26,6 +26,9 @@ export async function healthGate(
   }
   throw await explainUnhealthy(host, color, urls, seconds)
 }
+
+/** The frontend is static files: it is healthy when it gives its page. */
+const healthUrls = (color: Color) => [`http://kgc-backend-${color}:3000/health`, `http://kgc-frontend-${color}:3000/`]
 
 /** Asks every 0.1 s. */
 function askHealth(urls: string[], seconds: number) {

@@ -1,4 +1,4 @@
-import { type Host, hostOver, type Transport } from './host.ts'
+import { type Host, hostOver, lineSplitter, type Transport } from './host.ts'
 import type { Command } from './shell.ts'
 
 /** This machine, through zx. */
@@ -19,7 +19,13 @@ const transport: Transport = {
       input: input ?? '',
     })
     const process = run([command.shell] as unknown as TemplateStringsArray)
-    if (onLine) for await (const line of process) onLine(line)
+    if (onLine) {
+      for (const stream of [process.stdout, process.stderr]) {
+        const lines = lineSplitter(onLine)
+        stream.on('data', (chunk) => lines.push(String(chunk)))
+        stream.on('end', lines.end)
+      }
+    }
     const { exitCode, stdout, stderr } = await process
     return { code: exitCode, stdout, stderr }
   },

@@ -109,8 +109,11 @@ function untilAborted<T>(work: () => Promise<T>, signal?: AbortSignal): Promise<
   const interrupted = () => new Stop('Interrupted.', [], EXIT.interrupted)
   if (signal.aborted) return Promise.reject(interrupted())
   return new Promise((resolve, reject) => {
-    signal.addEventListener('abort', () => reject(interrupted()), { once: true })
-    work().then(resolve, reject)
+    const stop = () => reject(interrupted())
+    signal.addEventListener('abort', stop, { once: true })
+    work()
+      .then(resolve, reject)
+      .finally(() => signal.removeEventListener('abort', stop))
   })
 }
 

@@ -50,13 +50,17 @@ ask() {
 ${names.map((name) => `ask ${quote(name)}`).join('\n')}
 `)
 
-const authHeader = ({ REGISTRY_USER, REGISTRY_PASSWORD }: RegistryLogin) =>
-  `X-Registry-Auth: ${Buffer.from(JSON.stringify({ username: REGISTRY_USER, password: REGISTRY_PASSWORD })).toString('base64url')}`
+/** The engine wants the URL alphabet with its padding, which Node's own 'base64url' leaves out. */
+function authHeader({ REGISTRY_USER, REGISTRY_PASSWORD }: RegistryLogin): string {
+  const credentials = JSON.stringify({ username: REGISTRY_USER, password: REGISTRY_PASSWORD })
+  const base64 = Buffer.from(credentials).toString('base64').replaceAll('+', '-').replaceAll('/', '_')
+  return `X-Registry-Auth: ${base64}`
+}
 
 function registryProblem(status: string, body: string): string {
   if (status === '401' || status === '403' || /unauthorized|denied/i.test(body)) return 'the login was refused'
   if (status === '404' || /manifest unknown|not found/i.test(body)) return 'there is no such tag'
-  return `${/"message":"([^"]*)"/.exec(body)?.[1] ?? 'no answer'} (HTTP ${status || 'none'})`
+  return `${/"message":"((?:[^"\\]|\\.)*)"/.exec(body)?.[1] ?? 'no answer'} (HTTP ${status || 'none'})`
 }
 
 /** Pulls both images at once. What is already there by digest is not asked for again. */

@@ -24,7 +24,8 @@ export type Survey = {
 export const surveyCommand: Command = script(`
 cd ${ROOT} 2>/dev/null && [ -f .env ] || { echo '@@unprepared'; exit 0; }
 echo '@@commit'; git rev-parse -q --verify HEAD || true
-echo '@@dirty'; git status --porcelain
+# Before the first checkout there is no .gitignore, and nothing to compare with.
+echo '@@dirty'; ! git rev-parse -q --verify HEAD > /dev/null || git status --porcelain
 echo '@@free'; df -Pk ${ROOT} /var/lib/docker | awk 'NR > 1 { print $4 }' | sort -n | head -n 1
 echo '@@active'; cat ${RELEASE_CONF} 2>/dev/null || true
 echo '@@serving'; docker exec ${PROXY} curl -s --max-time 3 http://127.0.0.1:8081/release 2>/dev/null || true

@@ -82,7 +82,7 @@ async function makeBase(log: Log, suite: string): Promise<void> {
     script(`
 tree=$(mktemp -d); trap 'rm -rf "$tree"' EXIT
 debootstrap --variant=minbase ${suite} "$tree" '' /usr/share/debootstrap/scripts/sid > "$tree.log" 2>&1 || { tail -n 20 "$tree.log"; exit 1; }
-rm -rf "$tree"/var/cache/apt/archives/*.deb "$tree.log"
+rm -rf "$tree"/var/cache/apt/* "$tree"/var/lib/apt/lists/* "$tree.log"
 tar -C "$tree" -c . | docker import ${label.shell} - ${baseName(suite)}
 `),
     { timeout: BUILD_SECONDS },

@@ -122,7 +122,7 @@ function writeOperatorEnv(pinnedKey: string, secrets: Record<string, string>): v
       REGISTRY_PASSWORD: registryPassword(),
       HEALTH_TIMEOUT: 5,
       MIN_FREE_DISK_GB: 5,
-      SLACK_WEBHOOK_URL: `${SINK.url}/services/T0REHEARSAL/B0REHEARSAL/rehearsal-webhook`,
+      SLACK_WEBHOOK_URL: `${SINK.url}/services/T0REHEARSAL/B0REHEARSAL/rehearsalwebhook`,
     }),
     { mode: 0o600 },
   )

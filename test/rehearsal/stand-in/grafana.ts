@@ -31,19 +31,26 @@ const values = (texts: string[], key: string) =>
 
 /** The dashboards of every provider's folder. One that is not JSON ends the program: nobody would look for its absence. */
 function dashboards(): { uid: string; title: string }[] {
-  return values(yamlIn('dashboards'), 'path').flatMap((path) =>
-    readdirSync(path, { recursive: true, encoding: 'utf8' })
-      .filter((file) => file.endsWith('.json'))
-      .map((file) => {
-        try {
-          const { uid, title } = JSON.parse(readFileSync(join(path, file), 'utf8')) as { uid?: string; title?: string }
-          if (!title) throw new Error('no title')
-          return { uid: uid ?? file, title }
-        } catch (error) {
-          return fail(`${join(path, file)}: ${message(error)}`)
-        }
-      }),
-  )
+  const folders = values(yamlIn('dashboards'), 'path')
+  for (const path of folders) if (!existsSync(path)) console.error(`${path}: no such folder`)
+  return folders
+    .filter((path) => existsSync(path))
+    .flatMap((path) =>
+      readdirSync(path, { recursive: true, encoding: 'utf8' })
+        .filter((file) => file.endsWith('.json'))
+        .map((file) => {
+          try {
+            const { uid, title } = JSON.parse(readFileSync(join(path, file), 'utf8')) as {
+              uid?: string
+              title?: string
+            }
+            if (!title) throw new Error('no title')
+            return { uid: uid ?? file, title }
+          } catch (error) {
+            return fail(`${join(path, file)}: ${message(error)}`)
+          }
+        }),
+    )
 }
 
 const found = { datasources: values(yamlIn('datasources'), 'url'), dashboards: dashboards() }

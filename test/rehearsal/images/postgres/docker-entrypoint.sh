@@ -6,6 +6,16 @@ set -euo pipefail
 if [ "${1:0:1}" = - ]; then set -- postgres "$@"; fi
 if [ "$1" != postgres ]; then exec "$@"; fi
 
+# While still root: the file may be readable by nobody else.
+if [ -n "${POSTGRES_PASSWORD_FILE:-}" ]; then
+  if [ -n "${POSTGRES_PASSWORD:-}" ]; then
+    echo "error: both POSTGRES_PASSWORD and POSTGRES_PASSWORD_FILE are set" >&2
+    exit 1
+  fi
+  export POSTGRES_PASSWORD; POSTGRES_PASSWORD=$(< "$POSTGRES_PASSWORD_FILE")
+  unset POSTGRES_PASSWORD_FILE
+fi
+
 if [ "$(id -u)" = 0 ]; then
   mkdir -p "$PGDATA" /var/run/postgresql
   find "$PGDATA" /var/run/postgresql \! -user postgres -exec chown postgres:postgres '{}' +
@@ -30,14 +40,6 @@ run_init_scripts() {
 }
 
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
-  if [ -n "${POSTGRES_PASSWORD_FILE:-}" ]; then
-    if [ -n "${POSTGRES_PASSWORD:-}" ]; then
-      echo "error: both POSTGRES_PASSWORD and POSTGRES_PASSWORD_FILE are set" >&2
-      exit 1
-    fi
-    POSTGRES_PASSWORD=$(< "$POSTGRES_PASSWORD_FILE")
-    unset POSTGRES_PASSWORD_FILE
-  fi
   if [ -z "${POSTGRES_PASSWORD:-}" ]; then
     echo "Error: Database is uninitialized and superuser password is not specified (POSTGRES_PASSWORD)." >&2
     exit 1

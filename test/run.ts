@@ -1,0 +1,58 @@
+import { spawn } from 'node:child_process'
+import { readdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { PROJECT_DIR } from './rehearsal/names.ts'
+
+/**
+ * Runs the test files of the given suites one after another, each in a process of its own, and adds up what uvu
+ * counted: `tsx test/run.ts unit rehearsal [part of a file name]`. A file that dies counts as a failure.
+ */
+const FOLDERS: Record<string, string> = { unit: 'test/unit', rehearsal: 'test/rehearsal/tests' }
+const LONGEST_FILE_MS = 90 * 60_000
+
+const args = process.argv.slice(2)
+const only = args.find((arg) => !(arg in FOLDERS)) ?? ''
+const files = args
+  .flatMap((arg) => FOLDERS[arg] ?? [])
+  .flatMap((folder) =>
+    readdirSync(join(PROJECT_DIR, folder))
+      .filter((name) => name.endsWith('.test.ts'))
+      .sort()
+      .map((name) => join(folder, name)),
+  )
+  .filter((file) => file.includes(only))
+
+const sum = { passed: 0, failed: 0, skipped: 0 }
+for (const file of files) {
+  console.log(`\n── ${file}`)
+  const { code, output } = await run(file)
+  const count = (name: string) => Number(new RegExp(`^\\s*${name}:\\s+(\\d+)`, 'm').exec(output)?.[1] ?? Number.NaN)
+  const [total, passed, skipped] = [count('Total'), count('Passed'), count('Skipped')]
+  if (Number.isNaN(total) || total === 0) {
+    console.log(`✘ ${file} ended with exit code ${code} before its tests were counted`)
+    sum.failed += 1
+    continue
+  }
+  sum.passed += passed
+  sum.skipped += skipped
+  sum.failed += Math.max(total - passed - skipped, code === 0 ? 0 : 1)
+}
+console.log(`\n${sum.passed} passed, ${sum.failed} failed, ${sum.skipped} skipped`)
+process.exitCode = sum.failed === 0 && sum.passed > 0 ? 0 : 1
+
+function run(file: string): Promise<{ code: number | null; output: string }> {
+  return new Promise((resolve) => {
+    const child = spawn(process.execPath, ['--import', 'tsx', file], {
+      cwd: PROJECT_DIR,
+      stdio: ['ignore', 'pipe', 'inherit'],
+      timeout: LONGEST_FILE_MS,
+      env: { ...process.env, FORCE_COLOR: '0' },
+    })
+    let output = ''
+    child.stdout.on('data', (chunk) => {
+      output += chunk
+      process.stdout.write(chunk)
+    })
+    child.on('close', (code) => resolve({ code, output }))
+  })
+}
