@@ -9,14 +9,16 @@ const CONFIRM_SECONDS = 10
 const REFUSED = 70
 const UNCONFIRMED = 71
 
-/** Runs in the proxy's container. `old` are the workers that still accept connections with the configuration before. */
+/** Runs in the proxy's container: prints the process ids of the workers that accept connections, or that are retiring. */
 const WORKERS = `
-accepting() {
+workers() {
   for p in /proc/[0-9]*; do
-    case "$(tr '\\0' ' ' 2>/dev/null < "$p/cmdline")" in 'nginx: worker process '*shutting*) ;; 'nginx: worker process'*) echo "\${p#/proc/}" ;; esac
+    case "$(tr '\\0' ' ' 2>/dev/null < "$p/cmdline")" in
+      'nginx: worker process is shutting down'*) [ "$1" = retiring ] && echo "\${p#/proc/}" ;;
+      'nginx: worker process'*) [ "$1" = accepting ] && echo "\${p#/proc/}" ;;
+    esac
   done
 }
-retiring() { grep -lqs 'worker process is shutting down' /proc/[0-9]*/cmdline; }
 `
 
 /**
@@ -27,13 +29,13 @@ retiring() { grep -lqs 'worker process is shutting down' /proc/[0-9]*/cmdline; }
 const reloadAndConfirm = (wanted: string) => `${WORKERS}
 /docker-entrypoint.d/20-envsubst-on-templates.sh > /dev/null || exit ${REFUSED}
 nginx -t -q -c ${NGINX_CONF} || exit ${REFUSED}
-old=$(accepting)
+old=$(workers accepting)
 nginx -c ${NGINX_CONF} -s reload || exit ${REFUSED}
 end=$(($(date +%s) + ${CONFIRM_SECONDS}))
 right=0
 while [ "$right" -lt 3 ]; do
   [ "$(date +%s)" -lt "$end" ] || exit ${UNCONFIRMED}
-  now=" $(accepting | tr '\\n' ' ') "
+  now=" $(workers accepting | tr '\\n' ' ') "
   for p in $old; do case "$now" in *" $p "*) sleep 0.02; right=0; continue 2 ;; esac; done
   case "$(curl -s --max-time 2 http://127.0.0.1:8081/release)" in
     ${quote(wanted)}' '*) right=$((right + 1)) ;;
@@ -98,5 +100,5 @@ export async function switchTo(host: Host, active: Active | undefined): Promise<
 export const drainCommand = (maxSeconds: number): Command =>
   inProxy(`${WORKERS}
 end=$(($(date +%s) + ${maxSeconds}))
-while retiring; do [ "$(date +%s)" -lt "$end" ] || { echo left; exit 0; }; sleep 0.1; done
+while [ -n "$(workers retiring)" ]; do [ "$(date +%s)" -lt "$end" ] || { echo left; exit 0; }; sleep 0.1; done
 `)

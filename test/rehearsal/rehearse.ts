@@ -9,13 +9,14 @@ import { buildImages, pushImages } from './build.ts'
 import { makeCertificates } from './certificates.ts'
 import { ensureEngine, local, stopOwnEngine } from './engine.ts'
 import { inState, makeStateDir, NETWORKS, PREFIX, PROJECT_DIR, REGISTRY, SERVER, SINK, STATE_DIR } from './names.ts'
-import { connectAs, makeNetworks, removeServer, startRegistry, startServer, startSink } from './server.ts'
+import { claimNames, connectAs, makeNetworks, removeServer, startRegistry, startServer, startSink } from './server.ts'
 import { makeRegistryPassword, setUpServer } from './setup.ts'
 
 /** Raises everything but the ERP itself: images, registry, and a server that is ready for its first deploy. */
 export async function raise(log: Log): Promise<void> {
   makeStateDir()
   await ensureEngine(log)
+  await claimNames()
   await buildImages(log)
   await log.step('Certificates', makeCertificates)
   makeRegistryPassword()

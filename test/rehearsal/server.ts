@@ -5,7 +5,7 @@ import type { Host } from '../../lib/host.ts'
 import { type Command, script, sh } from '../../lib/shell.ts'
 import { connect, fingerprint } from '../../lib/ssh.ts'
 import { docker, local } from './engine.ts'
-import { inState, NETWORKS, PREFIX, REGISTRY, SERVER, SINK } from './names.ts'
+import { inState, NETWORKS, PREFIX, PROJECT_DIR, REGISTRY, SERVER, SINK } from './names.ts'
 
 const DISK = inState('disk')
 const DISK_IMAGE = inState('disk.img')
@@ -15,6 +15,29 @@ const BOOT_SECONDS = 60
 
 export const running = async (container: string) =>
   (await local.probe(sh`docker container inspect -f ${'{{.State.Running}}'} ${container}`)).stdout.trim() === 'true'
+
+/** Says whose rehearsal a container belongs to. */
+const OWNER = `--label=kgc.rehearsal.checkout=${PROJECT_DIR}`
+
+/**
+ * One machine has one rehearsal at a time, as its addresses are fixed. What another checkout left behind, stopped, is
+ * replaced.
+ * @throws Stop when the rehearsal of another checkout runs
+ */
+export async function claimNames(): Promise<void> {
+  const format = '{{.State.Running}} {{index .Config.Labels "kgc.rehearsal.checkout"}}'
+  for (const container of [SERVER.container, REGISTRY.container, SINK.container]) {
+    const { code, stdout } = await local.probe(sh`docker container inspect -f ${format} ${container}`)
+    const [isRunning = '', owner = ''] = stdout.trim().split(' ')
+    if (code !== 0 || owner === PROJECT_DIR) continue
+    if (isRunning === 'true') {
+      throw new Stop(`The rehearsal of another checkout runs on this machine: ${owner}.`, [
+        `cd ${owner} && npm run rehearse -- down`,
+      ])
+    }
+    await docker(sh`rm -f -v ${container}`)
+  }
+}
 
 export async function makeNetworks(): Promise<void> {
   for (const { name, subnet } of Object.values(NETWORKS)) {
@@ -33,7 +56,7 @@ export async function startRegistry(): Promise<void> {
     { input: `${password}\n` },
   )
   await docker(
-    sh`create --name ${REGISTRY.container} --publish 127.0.0.1:25001:5001 --volume ${`${PREFIX}-registry:/var/lib/registry`} --volume ${`${inState('registry')}:/config:ro`} ${`${PREFIX}/registry`}`,
+    sh`create --name ${REGISTRY.container} ${OWNER} --publish 127.0.0.1:25001:5001 --volume ${`${PREFIX}-registry:/var/lib/registry`} --volume ${`${inState('registry')}:/config:ro`} ${`${PREFIX}/registry`}`,
   )
   await docker(sh`network connect --ip ${REGISTRY.address} ${NETWORKS.main.name} ${REGISTRY.container}`)
   await docker(sh`start ${REGISTRY.container}`)
@@ -49,7 +72,7 @@ export async function startSink(): Promise<void> {
   if (await running(SINK.container)) return
   await local.probe(sh`docker rm -f ${SINK.container}`)
   await docker(
-    sh`run -d --name ${SINK.container} --network ${NETWORKS.main.name} --ip ${SINK.address} ${`${PREFIX}/sink`}`,
+    sh`run -d --name ${SINK.container} ${OWNER} --network ${NETWORKS.main.name} --ip ${SINK.address} ${`${PREFIX}/sink`}`,
   )
 }
 
@@ -64,7 +87,7 @@ export async function startServer(): Promise<boolean> {
     const hosts = sh`--add-host ${`${REGISTRY.host.split(':')[0]}:${REGISTRY.address}`}`
     const volumes = sh`-v ${`${DISK}/docker:/var/lib/docker`} -v ${`${DISK}/kgc:/opt/kgc`}`
     await docker(
-      sh`create --name ${SERVER.container} --hostname kgc-erp --network ${NETWORKS.main.name} --ip ${SERVER.address} ${hosts} ${volumes} ${await bootFlags()}`,
+      sh`create --name ${SERVER.container} ${OWNER} --hostname kgc-erp --network ${NETWORKS.main.name} --ip ${SERVER.address} ${hosts} ${volumes} ${await bootFlags()}`,
     )
     await docker(sh`network connect --ip ${SERVER.edgeAddress} ${NETWORKS.edge.name} ${SERVER.container}`)
     await docker(sh`start ${SERVER.container}`)

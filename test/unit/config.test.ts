@@ -25,7 +25,12 @@ const ALL = ['front', 'server', 'registry', 'release', 'notify'] as const
 
 function envFile(values: Record<string, string>, mode = 0o600): string {
   const file = join(folder, `${Math.random()}.env`)
-  writeFileSync(file, Object.entries(values).map(([name, value]) => `${name}=${value}\n`).join(''))
+  writeFileSync(
+    file,
+    Object.entries(values)
+      .map(([name, value]) => `${name}=${value}\n`)
+      .join(''),
+  )
   chmodSync(file, mode)
   return file
 }
@@ -42,7 +47,10 @@ test('is read with its defaults', () => {
 test('names every missing variable at once, each with an example', () => {
   const { problems } = validate({}, [...ALL])
   for (const name of Object.keys(GOOD)) {
-    assert.ok(problems.some((problem) => new RegExp(`^${name} is not set\\. Example: \\S`).test(problem)), `${name}: ${problems}`)
+    assert.ok(
+      problems.some((problem) => new RegExp(`^${name} is not set\\. Example: \\S`).test(problem)),
+      `${name}: ${problems}`,
+    )
   }
 })
 
@@ -72,7 +80,10 @@ for (const [name, value] of Object.entries(WRONG)) {
 }
 
 test('asks only for what the script needs', () => {
-  assert.equal(validate({ DOMAIN: 'kgc-erp.hu', SMOKE_EMAIL: GOOD.SMOKE_EMAIL, SMOKE_PASSWORD: 'x' }, ['front']).problems, [])
+  assert.equal(
+    validate({ DOMAIN: 'kgc-erp.hu', SMOKE_EMAIL: GOOD.SMOKE_EMAIL, SMOKE_PASSWORD: 'x' }, ['front']).problems,
+    [],
+  )
 })
 
 test('never shows a secret in its error', () => {

@@ -48,7 +48,10 @@ test('makes one word of each item of an array', () => {
 })
 
 test('leaves plain words readable', () => {
-  assert.is(sh`docker pull ${'registry.kgc.test:5000/kgc/backend:v1'}`.shell, 'docker pull registry.kgc.test:5000/kgc/backend:v1')
+  assert.is(
+    sh`docker pull ${'registry.kgc.test:5000/kgc/backend:v1'}`.shell,
+    'docker pull registry.kgc.test:5000/kgc/backend:v1',
+  )
 })
 
 test('puts commands into commands without quoting them again', () => {

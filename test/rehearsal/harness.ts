@@ -1,0 +1,113 @@
+import { spawn } from 'node:child_process'
+import { readFileSync, writeFileSync } from 'node:fs'
+import { parse } from 'dotenv'
+import { type Front, loadConfig } from '../../lib/config.ts'
+import { type Ask, frontDoor } from '../../lib/front-door.ts'
+import type { Host } from '../../lib/host.ts'
+import { createLog } from '../../lib/log.ts'
+import { type Command, sh } from '../../lib/shell.ts'
+import { type Survey, survey } from '../../lib/survey.ts'
+import { inState, PROJECT_DIR, SINK } from './names.ts'
+import { raise } from './rehearse.ts'
+import { connectAs, removeServer } from './server.ts'
+
+export const ENV_FILE = inState('.env')
+const LONGEST_SCRIPT_MS = 15 * 60_000
+
+export type Run = { code: number | null; stdout: string; stderr: string; seconds: number }
+
+/** Everything that any script printed in this test file, to look for secrets in. */
+const printed: string[] = []
+
+/** Runs a script as an operator does, without a terminal. */
+export function runScript(name: string, args: string[] = [], env: Record<string, string> = {}): Promise<Run> {
+  return startScript(name, args, env).ended
+}
+
+export function startScript(name: string, args: string[] = [], env: Record<string, string> = {}) {
+  const started = performance.now()
+  const child = spawn(process.execPath, ['--import', 'tsx', `scripts/${name}.ts`, '--env', ENV_FILE, ...args], {
+    cwd: PROJECT_DIR,
+    stdio: ['ignore', 'pipe', 'pipe'],
+    timeout: LONGEST_SCRIPT_MS,
+    env: { ...process.env, GITHUB_ACTIONS: '', GITHUB_ACTOR: '', ...env },
+  })
+  const output = { stdout: '', stderr: '' }
+  for (const stream of ['stdout', 'stderr'] as const) {
+    child[stream].on('data', (chunk) => {
+      output[stream] += chunk
+    })
+  }
+  const ended = new Promise<Run>((resolve) => {
+    child.on('close', (code) => {
+      printed.push(output.stdout, output.stderr)
+      resolve({ code, ...output, seconds: (performance.now() - started) / 1000 })
+    })
+  })
+  return { child, output, ended }
+}
+
+/** What both streams said, for a failure message. */
+export const said = ({ code, stdout, stderr }: Run) => `exit code ${code}\n${stdout}${stderr}`
+
+export const secretsInOutput = () => {
+  const { REGISTRY_PASSWORD, SMOKE_PASSWORD, SLACK_WEBHOOK_URL } = operatorEnv()
+  return [REGISTRY_PASSWORD, SMOKE_PASSWORD, SLACK_WEBHOOK_URL].filter((value) =>
+    printed.join('').includes(value ?? ''),
+  )
+}
+
+export const operatorEnv = () => parse(readFileSync(ENV_FILE))
+
+/** Another env file for one run: the rehearsal's with some values changed or, when empty, left out. */
+export function envWith(changes: Record<string, string>): string {
+  const file = inState(`test-${Object.keys(changes).join('-').toLowerCase()}.env`)
+  const values = { ...operatorEnv(), ...changes }
+  writeFileSync(
+    file,
+    Object.entries(values)
+      .map(([name, value]) => `${name}=${value}\n`)
+      .join(''),
+    { mode: 0o600 },
+  )
+  return file
+}
+
+export const front = (): Front => loadConfig(ENV_FILE, ['front']).front
+export const ask = (sub: string | undefined, request?: Ask) => frontDoor(front())(sub, request)
+export const servedVersion = async () =>
+  (JSON.parse((await ask(undefined, { path: '/api/health' })).body) as { version: string }).version
+
+/** Makes sure that the rehearsal runs; with `empty`, that its server is a new one on which nothing was deployed. */
+export async function rehearsal({ empty = false } = {}): Promise<void> {
+  if (empty) await removeServer()
+  await raise(createLog())
+  const host = await connectAs('deploy')
+  const { active } = await survey(host).finally(() => host.close())
+  if (empty || active) return
+  for (const version of ['v1', 'v2']) {
+    const run = await runScript('deploy', [version])
+    if (run.code !== 0) throw new Error(said(run))
+  }
+}
+
+/** Work on the server as a user that is none of the scripts under test. */
+export async function onServer<T>(work: (host: Host) => Promise<T>, user = 'root'): Promise<T> {
+  const host = await connectAs(user)
+  return work(host).finally(() => host.close())
+}
+
+export const serverRead = (command: Command, user = 'root') =>
+  onServer((host) => host.read(command, { timeout: 120 }), user)
+export const serverSurvey = (): Promise<Survey> => onServer(survey, 'deploy')
+
+/** Runs a command in one of the server's containers. */
+export const inContainer = (service: string, command: Command) =>
+  onServer((host) => host.probe(sh`docker exec ${`kgc-${service}-1`} sh -c ${command.shell}`, { timeout: 60 }))
+
+type Message = { path: string; body: { text: string } }
+export const sinkMessages = async (): Promise<Message[]> =>
+  (await (await fetch(`${SINK.url}/messages`, { signal: AbortSignal.timeout(5000) })).json()) as Message[]
+export const clearSink = async () => {
+  await fetch(`${SINK.url}/messages`, { method: 'DELETE', signal: AbortSignal.timeout(5000) })
+}
