@@ -37,7 +37,8 @@ export async function sendCommit(local: Host, host: Host, commit: string, have: 
         sh`git update-ref -d ${ref}`,
       ),
     )
-    await host.write(receiveCommit(commit), { input: createReadStream(file), timeout: 120 })
+    const bundle = createReadStream(file)
+    await host.write(receiveCommit(commit), { input: bundle, timeout: 120 }).finally(() => bundle.destroy())
   } catch (error) {
     if ((await local.read(sh`git rev-parse --is-shallow-repository`)) !== 'true') throw error
     throw new Stop('This is a shallow clone, so the commit cannot be sent whole.', [
@@ -63,15 +64,12 @@ export const NEXT = 'state/next'
 
 export const unpackNext = (commit: string): Command =>
   script(`
+umask 022
 cd ${ROOT} && rm -rf ${NEXT} && mkdir -p ${NEXT}
 git archive ${commit} | tar -x -C ${NEXT}
 for shared in .env state certs secrets; do ln -s ${ROOT}/$shared ${NEXT}/$shared; done
 `)
 
-/** Makes the server's files those of the commit. */
+/** Makes the server's files those of the commit. Containers with users of their own read them, hence the umask. */
 export const checkoutCommit = (commit: string): Command =>
-  chain(sh`cd ${ROOT}`, sh`git checkout -q --detach ${commit}`, sh`rm -rf ${NEXT}`)
-
-/** Files that differ between what the server runs and a commit, under the folders that services read. */
-export const changedFiles = (from: string, to: string, folders: string[]): Command =>
-  sh`git diff --name-only ${from} ${to} -- ${folders}`
+  chain(sh`cd ${ROOT}`, sh`umask 022`, sh`git checkout -q --detach ${commit}`, sh`rm -rf ${NEXT}`)

@@ -2,6 +2,8 @@ import { type Commit, checkoutCommit, NEXT, sendCommit, unpackNext } from './che
 import { compose, listServices, stackServices, startMissing } from './compose.ts'
 import type { Host } from './host.ts'
 import { ROOT } from './layout.ts'
+import type { Log } from './log.ts'
+import { applyDrift, type Drift, describeDrift, findDrift } from './plan.ts'
 import { chain, script, sh } from './shell.ts'
 import type { Survey } from './survey.ts'
 import { prepareActive } from './switch.ts'
@@ -31,13 +33,24 @@ export const testNginx = (root: string) => compose(sh`run --rm --no-deps -T ngin
 
 /**
  * Starts whatever of the stack does not run, in the order of its dependencies; on an empty server that is all of it.
- * What runs is left alone: `deploy --stack` is for changing it.
- * @returns the services that were started
+ * What runs is left alone.
+ * @returns the services that run otherwise than their files say
  */
-export async function startStack(host: Host, found: Survey): Promise<string[]> {
-  const services = stackServices(await host.read(listServices()))
-  const missing = services.filter((service) => found.containers[service] !== 'running')
+export async function startStack(host: Host, found: Survey): Promise<Drift[]> {
+  const [config, drift] = await Promise.all([host.read(listServices()), findDrift(host)])
+  const missing = stackServices(config).filter((service) => found.containers[service] !== 'running')
   if (missing.length > 0)
     await host.write(startMissing(missing, STACK_START_SECONDS), { timeout: STACK_START_SECONDS + 60 })
-  return missing
+  return drift
+}
+
+/** Shows what differs, and makes it so when asked to. */
+export async function applyStack(log: Log, host: Host, drift: Drift[], apply: boolean): Promise<void> {
+  log.say('  These services do not run as their files say:')
+  for (const line of describeDrift(drift)) log.say(`  ${line}`)
+  if (!apply) return log.say('  They are left as they are; deploy with --stack changes them.')
+  await log.step('Change the stack', async () => {
+    for (const command of applyDrift(drift, STACK_START_SECONDS))
+      await host.write(command, { timeout: STACK_START_SECONDS + 60 })
+  })
 }

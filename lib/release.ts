@@ -21,7 +21,16 @@ export type ReleaseRecord = {
   /** Seconds by step. */
   timings?: Record<string, number>
   seconds?: number
-  migration?: { command: string; output: string }
+  /** The command that changed the databases for this release. */
+  migration?: string
+}
+
+/** What is known of a version. `left` is one that served well until somebody rolled back from it. */
+export type Release = Pick<
+  ReleaseRecord,
+  'version' | 'images' | 'commit' | 'actor' | 'at' | 'seconds' | 'migration'
+> & {
+  state: 'good' | 'bad' | 'left' | 'failed' | 'interrupted'
 }
 
 /** @throws Stop (exit 2) unless the text is a version such as v123 */
@@ -34,7 +43,7 @@ export function parseVersion(text: string): string {
   )
 }
 
-/** One record per run, oldest first: its last line wins. A torn last line (the server died while writing) is left out. */
+/** One record per run, oldest first: its last line wins. A torn line (the server died while writing) is left out. */
 export function parseRecords(jsonLines: string): ReleaseRecord[] {
   const runs = new Map<string, ReleaseRecord>()
   for (const line of jsonLines.split('\n')) {
@@ -43,19 +52,59 @@ export function parseRecords(jsonLines: string): ReleaseRecord[] {
       runs.set(record.id, { ...runs.get(record.id), ...record })
     } catch {}
   }
-  return [...runs.values()]
+  return [...runs.values()].filter(({ version, images }) => version && images)
 }
 
-/** The images of the newest good run of a version. */
-export const goodImages = (records: ReleaseRecord[], version: string): Images | undefined =>
-  records.findLast((run) => run.version === version && run.outcome === 'good')?.images
+/** Every version that was ever tried, the one that was last switched to first. */
+export function releases(records: ReleaseRecord[]): Release[] {
+  const byVersion = new Map<string, Release>()
+  for (const { version, images, commit, actor, at, seconds, migration, outcome, action, from } of records) {
+    const known = byVersion.get(version)
+    // A failed second try (a full disk, a cut connection) says nothing about a release that served well.
+    if (known?.state === 'good' && (outcome === 'failed' || outcome === 'started')) continue
+    byVersion.delete(version)
+    byVersion.set(version, {
+      ...{ version, images, commit, actor, at, state: outcome === 'started' ? 'interrupted' : outcome },
+      ...(seconds === undefined ? {} : { seconds }),
+      ...((migration ?? known?.migration) ? { migration: migration ?? known?.migration ?? '' } : {}),
+    })
+    const leftBehind =
+      action === 'rollback' && outcome === 'good' && from !== version ? byVersion.get(from ?? '') : undefined
+    if (leftBehind?.state === 'good') leftBehind.state = 'left'
+  }
+  return [...byVersion.values()].reverse()
+}
 
-/** Versions that served well, the newest first, each once. */
-export const goodVersions = (records: ReleaseRecord[]): string[] => [
-  ...new Set(
-    records
-      .filter((run) => run.outcome === 'good')
-      .map((run) => run.version)
-      .reverse(),
-  ),
-]
+/** Versions that served well, the newest first, those that were left by a rollback too. */
+export const goodVersions = (records: ReleaseRecord[]): string[] =>
+  releases(records)
+    .filter(({ state }) => state === 'good' || state === 'left')
+    .map(({ version }) => version)
+
+/**
+ * The release to go back to: the named one, or the last that served well before the one that serves.
+ * @throws Stop when there is none, or when the named one is known to be bad and `force` is not set
+ */
+export function rollbackTarget(all: Release[], serving: string, to: string | undefined, force: boolean): Release {
+  const see = ['npx tsx scripts/rollback.ts --list']
+  if (to === undefined) {
+    const last = all.find(({ state, version }) => state === 'good' && version !== serving)
+    if (last) return last
+    throw new Stop(`There is no release before ${serving} that served well, so there is nothing to go back to.`, see)
+  }
+  const named = all.find(({ version }) => version === to)
+  if (!named) throw new Stop(`${to} was never deployed on this server.`, [...see, `npx tsx scripts/deploy.ts ${to}`])
+  if (to === serving) throw new Stop(`${to} serves already.`, see)
+  if (named.state !== 'good' && named.state !== 'left' && !force) {
+    throw new Stop(`${to} is known as ${named.state}, so it is refused.`, [
+      ...see,
+      `If you must: npx tsx scripts/rollback.ts --to ${to} --force`,
+    ])
+  }
+  return named
+}
+
+/** The releases after the target that changed the databases: the target's code has not been seen with that schema. */
+export function migrationsSince(all: Release[], target: Release): Release[] {
+  return all.filter(({ migration, at, version }) => migration && version !== target.version && at > target.at)
+}

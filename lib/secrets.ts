@@ -20,7 +20,7 @@ const hex = (name: string, users: string[], bytes = 24, lostWithIt?: string): Se
 })
 const given = (name: string, users: string[]): Secret => ({ name, users, make: { from: 'operator' } })
 
-const BACKEND = ['kgc-backend-blue', 'kgc-backend-green']
+const BACKEND = ['kgc-backend-blue', 'kgc-backend-green', 'kgc-migrate']
 const TWENTY = ['twenty', 'twenty-worker']
 const CHATWOOT = ['chatwoot-prepare', 'chatwoot', 'chatwoot-sidekiq']
 const HORILLA = ['horilla-migrate', 'horilla']
@@ -84,7 +84,7 @@ export function redisAcl(secrets: Record<string, string>): string {
     user('chatwoot', application),
     user(
       'exporter',
-      '-@all +ping +info +select +dbsize +config|get +client|list +slowlog|get +slowlog|len +latency|latest',
+      '-@all +ping +info +select +dbsize +config|get +client|list +slowlog|get +slowlog|len +latency|latest +latency|histogram',
     ),
   ].join('\n')}\n`
 }

@@ -17,6 +17,8 @@ export type Survey = {
   serving: string
   /** State by Compose service: running, exited, … */
   containers: Record<string, string>
+  /** Images that the two colors are set to, whether they run or not. */
+  colorImages: string[]
   records: ReleaseRecord[]
 }
 
@@ -32,6 +34,7 @@ echo '@@serving'; docker exec ${PROXY} curl -s --max-time 3 http://127.0.0.1:808
 echo '@@containers'
 docker ps -a --filter label=com.docker.compose.project=kgc --filter label=com.docker.compose.oneoff=False \\
   --format '{{.Label "com.docker.compose.service"}} {{.State}}'
+echo '@@colors'; cat state/blue.env state/green.env 2>/dev/null || true
 echo '@@records'; cat ${RECORDS} 2>/dev/null || true
 `)
 
@@ -56,6 +59,7 @@ export function parseSurvey(output: string): Survey {
     active: parseActive(section('active')),
     serving: section('serving').trim().split(' ').slice(0, 2).join(' '),
     containers: Object.fromEntries(lines('containers').map((line) => line.split(' ') as [string, string])),
+    colorImages: [...section('colors').matchAll(/_IMAGE=(\S+)/g)].map(([, image]) => image ?? ''),
     records: parseRecords(section('records')),
   }
 }

@@ -1,0 +1,122 @@
+import { randomUUID } from 'node:crypto'
+import type { Actor } from './actor.ts'
+import { other } from './color.ts'
+import { type Config, siteUrl } from './config.ts'
+import { cutOver, settle } from './cutover.ts'
+import { BadRelease, EXIT, type ExitCode, messageOf, Stop } from './errors.ts'
+import { appendRecord } from './history.ts'
+import type { Host } from './host.ts'
+import { withLock } from './lock.ts'
+import { type Log, seconds } from './log.ts'
+import type { Images, ReleaseRecord } from './release.ts'
+import { imagesOnServer, imagesToRemove, removeImages } from './retention.ts'
+import { notify } from './slack.ts'
+import { describeServing, type Survey, survey } from './survey.ts'
+
+export type Run = {
+  log: Log
+  server: Host
+  config: Config<'front' | 'server' | 'release' | 'notify'>
+  actor: Actor
+  dryRun: boolean
+  /** Seconds to wait for another run. */
+  wait: number
+  /** When the command was given, in milliseconds since 1970. */
+  started: number
+}
+
+/** What a run does that is its own; the rest is the same for a deploy and a rollback. */
+export type Change = {
+  action: 'deploy' | 'rollback'
+  version: string
+  images: Images
+  commit: string
+  /** Lines of the success message, after its title. */
+  details: string[]
+  /** Everything before the new color starts. What it returns goes into the record. */
+  prepare(host: Host, found: Survey): Promise<Pick<ReleaseRecord, 'migration'>>
+}
+
+/**
+ * Changes which release serves, under the lock, with a record of it, and tells Slack.
+ * @param choose what to change to, given what the server is like once the lock is held
+ * @throws Stop that says what serves now
+ */
+export async function changeRelease(
+  run: Run,
+  action: string,
+  choose: (found: Survey, host: Host) => Promise<Change>,
+): Promise<ExitCode> {
+  const { log, server, config, actor, dryRun, wait, started } = run
+  const url = siteUrl(config.front)
+  const tell = (text: string) => (dryRun ? Promise.resolve() : notify(log, config.notify.SLACK_WEBHOOK_URL, text))
+
+  return withLock(server, log, { ...actor, action }, { dryRun, wait }, async (host) => {
+    const found = await survey(server)
+    const before = found.active
+    const change = await choose(found, host)
+    const { version, images, commit } = change
+    const next = { color: before ? other(before.color) : 'blue', version } as const
+    const id = randomUUID()
+    const write = (line: Partial<ReleaseRecord>) => host.write(appendRecord({ id, ...line }))
+    const title = `${change.action === 'deploy' ? 'Deploy' : 'Rollback to'} ${version}`
+
+    log.say(`  ${describeServing(found)} ${version} goes to ${next.color}.`)
+    const announced = tell(`${title} started by ${actor.who}: ${url}`)
+    await write({
+      ...{
+        action: change.action,
+        version,
+        images,
+        commit,
+        actor: actor.who,
+        at: new Date().toISOString(),
+        outcome: 'started',
+      },
+      ...(before ? { from: before.version } : {}),
+      ...(actor.runUrl ? { runUrl: actor.runUrl } : {}),
+    })
+    try {
+      const notes = await change.prepare(host, found)
+      if (Object.keys(notes).length > 0) await write(notes)
+      if (before)
+        await log.step('Idle color is idle', () => settle(host, before, found.serving, config.release.DRAIN_TIMEOUT))
+      await cutOver({ host, log, config, dryRun, next, images, before })
+    } catch (error) {
+      const now = await survey(server).then(describeServing, messageOf)
+      await write({
+        outcome: error instanceof BadRelease ? 'bad' : 'failed',
+        reason: messageOf(error),
+        timings: log.timings,
+      })
+      await announced
+      await tell(`❌ ${title} FAILED at "${log.current}". ${now} ${url}`)
+      throw error instanceof Stop ? error.withServing(now) : error
+    }
+    const took = (Date.now() - started) / 1000
+    await write({ outcome: 'good', timings: log.timings, seconds: took })
+    await log.step('Remove old images', () => prune(run, host, found, images))
+    if (dryRun) {
+      log.say('Dry run: nothing was changed.')
+      return EXIT.done
+    }
+    await announced
+    await tell([`✅ ${title} SUCCESS`, ...change.details, `Duration: ${seconds(took)}`, `URL: ${url}`].join('\n• '))
+    log.result(`✅ ${title} SUCCESS in ${seconds(took)}: ${url} is served by ${next.color}.`)
+    if (before) log.say(`Back to ${before.version}: npx tsx scripts/rollback.ts`)
+    return EXIT.done
+  })
+}
+
+/** Only after a success, and only images that neither color nor a kept release needs. */
+async function prune({ config, log }: Run, host: Host, found: Survey, now: Images): Promise<void> {
+  const inUse = [...Object.values(now), ...found.colorImages]
+  const records = [
+    ...found.records,
+    { version: 'now', outcome: 'good', images: now, at: '', action: 'deploy' } as ReleaseRecord,
+  ]
+  const old = imagesToRemove(await imagesOnServer(host, records), records, config.release.KEEP_RELEASES, inUse)
+  if (old.length === 0) return
+  log.say(`  ${old.length} images of releases beyond the last ${config.release.KEEP_RELEASES}`)
+  await host.write(removeImages(old))
+}

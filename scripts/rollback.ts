@@ -1,0 +1,110 @@
+import { currentActor } from '../lib/actor.ts'
+import { changeRelease } from '../lib/change.ts'
+import { DRY_RUN_FLAG, ENV_FLAG, runbook, WAIT_FLAG, waitSeconds } from '../lib/cli.ts'
+import { loadConfig, siteUrl, sshTarget } from '../lib/config.ts'
+import { confirm } from '../lib/confirm.ts'
+import { EXIT, Stop } from '../lib/errors.ts'
+import { seconds } from '../lib/log.ts'
+import { redactor } from '../lib/redact.ts'
+import { pullImages } from '../lib/registry.ts'
+import { migrationsSince, parseVersion, type Release, releases, rollbackTarget } from '../lib/release.ts'
+import { imagesOnServer, isOnServer } from '../lib/retention.ts'
+import { connect } from '../lib/ssh.ts'
+import { describeServing, type Survey, survey } from '../lib/survey.ts'
+import { table } from '../lib/table.ts'
+
+await runbook(
+  {
+    name: 'rollback',
+    summary:
+      'Goes back to a release that served well. Its containers or images are on the server, so no registry is needed.',
+    flags: {
+      ...ENV_FLAG,
+      ...DRY_RUN_FLAG,
+      ...WAIT_FLAG,
+      list: { type: 'boolean', help: 'only show the releases' },
+      json: { type: 'boolean', help: 'with --list: as JSON' },
+      to: { type: 'string', value: 'vN', help: 'the release to go to (default: the last good one)' },
+      force: { type: 'boolean', help: 'go to a release that is known to be bad' },
+      yes: { type: 'boolean', help: 'do not ask before going back past a database migration' },
+    },
+    examples: ['--list', '', '--to v122', '--to v122 --dry-run'],
+  },
+  async ({ flags }, log) => {
+    const started = Date.now()
+    const to = flags.to === undefined ? undefined : parseVersion(flags.to)
+    const config = loadConfig(flags.env, ['front', 'server', 'release', 'notify'])
+    log.hide(redactor(config.secrets))
+    const actor = currentActor()
+    const dryRun = flags['dry-run']
+    if (!flags.list)
+      log.say(
+        `Rollback to ${to ?? 'the last good release'} on ${config.server.SSH_HOST} for ${siteUrl(config.front)}, by ${actor.who}`,
+      )
+
+    const server = await log.step('Connect', () =>
+      connect(sshTarget(config.server), dryRun ? (command) => log.result(command.shell) : undefined),
+    )
+    const choose = async (found: Survey): Promise<Release> => {
+      if (!found.active) throw new Stop('Nothing was deployed on this server yet.', ['npx tsx scripts/deploy.ts vN'])
+      const all = releases(found.records)
+      const target = rollbackTarget(all, found.active.version, to, flags.force)
+      const migrations = migrationsSince(all, target).map(({ version, migration }) => `${version} (${migration})`)
+      if (migrations.length > 0) {
+        await confirm(
+          `The database was migrated after ${target.version}: ${migrations.join(', ')}. ${target.version} must work with that schema. Go on?`,
+          flags.yes,
+        )
+      }
+      return target
+    }
+    try {
+      if (flags.list) {
+        const found = await survey(server)
+        const onServer = await imagesOnServer(server, found.records)
+        const rows = releases(found.records).map((release) => ({
+          ...release,
+          current: release.version === found.active?.version,
+          onServer: isOnServer(onServer, release.images),
+        }))
+        if (flags.json) log.result(JSON.stringify(rows, null, 2))
+        else {
+          const header = ['version', 'state', 'commit', 'who', 'when', 'took', 'on the server']
+          const cells = rows.map((row) => [
+            row.version,
+            row.current ? `${row.state}, current` : row.state,
+            row.commit.slice(0, 7),
+            row.actor,
+            row.at.slice(0, 16).replace('T', ' '),
+            row.seconds === undefined ? '' : seconds(row.seconds),
+            row.onServer ? 'yes' : 'no',
+          ])
+          log.result(table([header, ...cells]))
+        }
+        log.say(describeServing(found))
+        return EXIT.done
+      }
+      // Asked before the lock is taken, so that nobody waits for an answer; and chosen again under it.
+      await choose(await survey(server))
+      return await changeRelease(
+        { log, server, config, actor, dryRun, wait: waitSeconds(flags), started },
+        `rollback to ${to ?? 'the last good release'}`,
+        async (found) => {
+          const target = rollbackTarget(releases(found.records), found.active?.version ?? '', to, flags.force)
+          return {
+            ...{ action: 'rollback', version: target.version, images: target.images, commit: found.commit },
+            details: [`From: ${found.active?.version}`, `By: ${actor.who}`],
+            async prepare(host) {
+              await log.step(`Images of ${target.version}`, () =>
+                host.write(pullImages(target.images), { timeout: 900 }),
+              )
+              return {}
+            },
+          }
+        },
+      )
+    } finally {
+      await server.close()
+    }
+  },
+)
