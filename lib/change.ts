@@ -103,7 +103,7 @@ export async function changeRelease(
     await announced
     await tell([`✅ ${title} SUCCESS`, ...change.details, `Duration: ${seconds(took)}`, `URL: ${url}`].join('\n• '))
     log.result(`✅ ${title} SUCCESS in ${seconds(took)}: ${url} is served by ${next.color}.`)
-    if (before) log.say(`Back to ${before.version}: npx tsx scripts/rollback.ts`)
+    if (before) log.say(`Back to ${before.version}: npx tsx scripts/rollback.ts --to ${before.version}`)
     return EXIT.done
   })
 }

@@ -50,7 +50,7 @@ const registry = z.object({
 /** How a release is judged and kept. */
 const release = z.object({
   HEALTH_TIMEOUT: variable(wholeNumber(1, 600).default(15), '15 (seconds for each of the 4 tries of the health gate)'),
-  DRAIN_TIMEOUT: variable(wholeNumber(1, 120).default(10), '10 (seconds that requests of the old release may take)'),
+  DRAIN_TIMEOUT: variable(wholeNumber(1, 120).default(5), '5 (seconds that requests of the old release may take)'),
   KEEP_RELEASES: variable(wholeNumber(2, 50).default(5), '5'),
   MIN_FREE_DISK_GB: variable(wholeNumber(1, 10_000).default(10), '10'),
   MIGRATE_COMMAND: variable(z.string().optional(), 'npm run migrate'),

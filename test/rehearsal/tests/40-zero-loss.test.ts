@@ -1,0 +1,148 @@
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { compose } from '../../../lib/compose.ts'
+import { sh } from '../../../lib/shell.ts'
+import {
+  envWith,
+  front,
+  inContainer,
+  onServer,
+  type Run,
+  rehearsal,
+  runScript,
+  said,
+  serverSurvey,
+} from '../harness.ts'
+import { type LoadReport, startLoad } from '../load.ts'
+
+const test = suite('under load, zero loss')
+
+/** The full count takes about 8 minutes; every merge runs the smaller one. */
+const REPEATS = process.env.SOAK ? 20 : 3
+const figures: string[] = []
+
+/** Runs something under 200 requests a second and 50 websockets, with some calm before and after. */
+async function underLoad<T>(work: () => Promise<T>): Promise<{ result: T; load: LoadReport }> {
+  const load = startLoad(front())
+  await new Promise((resolve) => setTimeout(resolve, 2000))
+  let result: T
+  try {
+    result = await work()
+    await new Promise((resolve) => setTimeout(resolve, 3000))
+  } catch (error) {
+    await load.stop()
+    throw error
+  }
+  return { result, load: await load.stop() }
+}
+
+const median = (values: number[]) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? 0
+const worst = (values: number[]) => Math.max(...values)
+
+function report(scenario: string, load: LoadReport, seconds: number[]): void {
+  const socketCloses = load.websockets.flatMap(({ closes }) => closes)
+  figures.push(
+    `${scenario}: ${load.sent} requests at ${load.rate.toFixed(0)}/s, ${load.lost.length} lost; p99 ${load.latency.p99.toFixed(0)} ms; ` +
+      `median ${median(seconds).toFixed(1)} s, worst ${worst(seconds).toFixed(1)} s; ` +
+      `websockets closed ${socketCloses.length} times, ${socketCloses.filter(({ clean }) => !clean).length} of them unclean`,
+  )
+}
+
+async function assertNothingLost(load: LoadReport): Promise<void> {
+  assert.equal(load.lost, [])
+  assert.ok(load.rate > 150, `only ${load.rate} requests/s were sent`)
+  const sql = `select id from work where id like '${load.idPrefix}%'`
+  const rows = (await inContainer('postgres', sh`psql -U postgres -d kgc -Atc ${sql}`)).stdout
+  const stored = new Set(rows.split('\n'))
+  assert.equal(
+    load.acknowledged.filter((id) => !stored.has(id)),
+    [],
+    'acknowledged but not stored',
+  )
+}
+
+/** Each switch may close a websocket once, and cleanly. */
+function assertWebsockets(load: LoadReport, switches: number): void {
+  for (const { closes } of load.websockets) {
+    assert.ok(closes.length <= switches, `${closes.length} closes for ${switches} switches`)
+    assert.equal(
+      closes.filter(({ clean }) => !clean),
+      [],
+    )
+  }
+}
+
+const succeeded = (run: Run) => assert.is(run.code, 0, said(run))
+
+test.before(() => rehearsal())
+test.after(() => console.log(`\n${figures.map((line) => `  ${line}`).join('\n')}`))
+
+test('the control: what the document did, up --force-recreate, is seen to lose requests', async () => {
+  const color = (await serverSurvey()).active?.color ?? 'blue'
+  const { load } = await underLoad(() =>
+    onServer(
+      (host) =>
+        host.read(compose(sh`up -d --no-deps --force-recreate ${`kgc-backend-${color}`} ${`kgc-frontend-${color}`}`)),
+      'deploy',
+    ),
+  )
+  report('control, up --force-recreate', load, [0])
+  assert.ok(load.lost.length > 20, `only ${load.lost.length} lost`)
+})
+
+test(`${REPEATS} deploys in a row lose nothing`, async () => {
+  const { result, load } = await underLoad(async () => {
+    const seconds: number[] = []
+    for (let n = 0; n < REPEATS; n++) {
+      const run = await runScript('deploy', [n % 2 === 0 ? 'v1' : 'v2'])
+      succeeded(run)
+      seconds.push(run.seconds)
+    }
+    return seconds
+  })
+  report(`${REPEATS} deploys`, load, result)
+  await assertNothingLost(load)
+  assertWebsockets(load, REPEATS)
+})
+
+test(`${REPEATS} rollbacks in a row lose nothing`, async () => {
+  const { result, load } = await underLoad(async () => {
+    const seconds: number[] = []
+    for (let n = 0; n < REPEATS; n++) {
+      const serving = (await serverSurvey()).active?.version
+      const run = await runScript('rollback', ['--to', serving === 'v1' ? 'v2' : 'v1'])
+      succeeded(run)
+      seconds.push(run.seconds)
+    }
+    return seconds
+  })
+  report(`${REPEATS} rollbacks to a kept release`, load, result)
+  await assertNothingLost(load)
+  assertWebsockets(load, REPEATS)
+})
+
+test('a deploy that fails its health gate loses nothing, and no user ever meets it', async () => {
+  const { result, load } = await underLoad(() =>
+    runScript('deploy', ['v3-unhealthy', '--env', envWith({ HEALTH_TIMEOUT: '2' })]),
+  )
+  assert.is(result.code, 1, said(result))
+  report('failed health gate', load, [result.seconds])
+  await assertNothingLost(load)
+  assert.not('v3-unhealthy' in load.versions)
+  assertWebsockets(load, 0)
+})
+
+test('a deploy that fails its smoke tests loses nothing and is switched back in under 2 s', async () => {
+  const { result, load } = await underLoad(() => runScript('deploy', ['v4-broken']))
+  assert.is(result.code, 4, said(result))
+  const bad = load.versions['v4-broken']
+  const served = ((bad?.last.msSinceStart ?? 0) - (bad?.first.msSinceStart ?? 0)) / 1000
+  report('failed smoke tests', load, [result.seconds])
+  figures.push(
+    `the bad release served for ${served.toFixed(2)} s; switching back took ${/Switch back to .* ([\d.]+ s)/.exec(result.stderr)?.[1]}`,
+  )
+  await assertNothingLost(load)
+  assert.ok(served < 2, `${served} s`)
+})
+
+test.run()

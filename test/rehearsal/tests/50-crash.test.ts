@@ -1,0 +1,211 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { releaseName } from '../../../lib/color.ts'
+import { script, sh } from '../../../lib/shell.ts'
+import { docker } from '../engine.ts'
+import {
+  ask,
+  envWith,
+  front,
+  type Run,
+  rehearsal,
+  runScript,
+  said,
+  servedVersion,
+  serverRead,
+  serverSurvey,
+  startScript,
+} from '../harness.ts'
+import { type Load, startLoad } from '../load.ts'
+import { SERVER } from '../names.ts'
+import { until } from '../server.ts'
+
+const test = suite('crash-only')
+
+/** As the running scripts print them; `startsWith`, as some titles carry versions. */
+const DEPLOY_STEPS = [
+  'Connect',
+  'Preflight',
+  'Lock',
+  'Files',
+  'Pull',
+  'Start what',
+  'Idle',
+  'Start v',
+  'Health',
+  'Switch',
+  'Smoke',
+  'Drain',
+  'Remove',
+]
+const ROLLBACK_STEPS = ['Connect', 'Lock', 'Images', 'Idle', 'Start v', 'Health', 'Switch', 'Smoke', 'Drain', 'Remove']
+/** Where the other faults strike when not all steps are tried: they take longer. */
+const TELLING_STEPS = ['Pull', 'Images', 'Start v', 'Switch', 'Drain']
+const stepsFor = (steps: string[]) => (process.env.SOAK ? steps : steps.filter((step) => TELLING_STEPS.includes(step)))
+
+const RATE = 50
+let moment = 0
+
+/** Starts a script, waits until it is in a step, a little longer each time, and strikes. */
+async function strikeDuring(
+  name: string,
+  args: string[],
+  step: string,
+  strike: (run: ReturnType<typeof startScript>) => Promise<void>,
+): Promise<Run> {
+  // Actions' groups are the one output that says when a step begins.
+  const run = startScript(name, args, { GITHUB_ACTIONS: 'true' })
+  await Promise.race([until(async () => run.output.stderr.includes(`::group::${step}`), `the step ${step}`), run.ended])
+  moment = (moment + 67) % 250
+  await sleep(moment)
+  await strike(run)
+  return run.ended
+}
+
+/** What serves is one release, whole: its two halves, nginx's file and the workers agree. */
+async function assertOneWholeRelease(): Promise<string> {
+  const { active, serving } = await serverSurvey()
+  const [backend, page] = [await servedVersion(), (await ask(undefined)).body]
+  assert.match(page, new RegExp(`content="${backend}"`), 'backend and frontend are of different releases')
+  // Between the rename and the reload the file may be ahead; the next run makes nginx follow it.
+  assert.ok(serving.endsWith(` ${backend}`), `${serving} but ${backend} answers`)
+  assert.ok(active !== undefined)
+  return backend
+}
+
+async function assertNextRunWorks(name: string, to: string): Promise<void> {
+  const next =
+    name === 'deploy'
+      ? await runScript('deploy', [to, '--wait', '60'])
+      : await runScript('rollback', ['--to', to, '--wait', '60'])
+  // The crashed run may have got as far as the release that is asked for.
+  if (next.code === 1 && next.stderr.includes(`${to} serves already`)) return
+  assert.is(next.code, 0, said(next))
+  assert.is(await servedVersion(), to)
+  const { active, serving } = await serverSurvey()
+  assert.is(serving, releaseName(active))
+}
+
+const otherVersion = (version: string) => (version === 'v1' ? 'v2' : 'v1')
+
+async function whileLoaded(work: () => Promise<void>): Promise<void> {
+  const load: Load = startLoad(front(), { rate: RATE, websockets: 5 })
+  try {
+    await work()
+  } finally {
+    const { lost } = await load.stop()
+    assert.equal(lost, [])
+  }
+}
+
+test.before(() => rehearsal())
+
+const faults: {
+  title: string
+  steps: (all: string[]) => string[]
+  strike: (run: ReturnType<typeof startScript>) => Promise<void>
+}[] = [
+  {
+    title: 'the runner is killed',
+    steps: (all) => all,
+    strike: async ({ child }) => {
+      child.kill('SIGKILL')
+    },
+  },
+  {
+    title: 'the SSH connection is cut',
+    steps: (all) => stepsFor(all.slice(1)),
+    strike: async () => {
+      await serverRead(script("pkill -KILL -u deploy -f '^sshd' || true"))
+    },
+  },
+  {
+    title: "the server's dockerd is restarted",
+    steps: stepsFor,
+    strike: async () => {
+      await serverRead(sh`systemctl restart docker`)
+    },
+  },
+]
+
+for (const { title, steps, strike } of faults) {
+  for (const [name, all] of [
+    ['deploy', DEPLOY_STEPS],
+    ['rollback', ROLLBACK_STEPS],
+  ] as const) {
+    for (const step of steps([...all])) {
+      test(`${title} in step "${step}" of ${name}: no request is lost, and the next ${name} just works`, () =>
+        whileLoaded(async () => {
+          const to = otherVersion(await servedVersion())
+          const crashed = await strikeDuring(name, name === 'deploy' ? [to] : ['--to', to], step, strike)
+          if (crashed.code !== null && crashed.code !== 0) assert.match(crashed.stderr, /Failed/, said(crashed))
+          await until(async () => (await serverRead(sh`docker version`).catch(() => '')) !== '', 'dockerd')
+          await assertOneWholeRelease()
+          await assertNextRunWorks(name, to)
+        }))
+    }
+  }
+}
+
+for (const step of process.env.SOAK ? DEPLOY_STEPS.slice(2) : ['Start v', 'Switch', 'Smoke']) {
+  test(`the server is restarted in step "${step}" of deploy: the right release comes back by itself`, async () => {
+    const before = await servedVersion()
+    const to = otherVersion(before)
+    const crashed = await strikeDuring('deploy', [to], step, async () => {
+      await docker(sh`restart -t 10 ${SERVER.container}`, 120)
+    })
+    await until(
+      async () => (await ask(undefined, { path: '/api/health' }).catch(() => undefined))?.status === 200,
+      'the site',
+      90,
+    )
+    const { active } = await serverSurvey()
+    assert.is(await servedVersion(), active?.version, said(crashed))
+    await assertOneWholeRelease()
+    await assertNextRunWorks('deploy', to)
+  })
+}
+
+test('Ctrl-C before the switch stops within 7 s, exits 130 and says what serves', async () => {
+  const serves = await servedVersion()
+  let struck = 0
+  const run = await strikeDuring(
+    'deploy',
+    ['v3-unhealthy', '--env', envWith({ HEALTH_TIMEOUT: '30' })],
+    'Health',
+    async ({ child }) => {
+      struck = Date.now()
+      child.kill('SIGINT')
+    },
+  )
+  assert.ok(Date.now() - struck < 7000, `${Date.now() - struck} ms`)
+  assert.is(run.code, 130, said(run))
+  assert.match(run.stderr, new RegExp(`${serves} \\(\\w+\\) serves`))
+  assert.is(await servedVersion(), serves)
+})
+
+test('Ctrl-C after the switch switches back first', async () => {
+  const serves = await servedVersion()
+  const run = await strikeDuring('deploy', [otherVersion(serves)], 'Smoke', async ({ child }) => {
+    child.kill('SIGINT')
+  })
+  if (run.code !== 0) {
+    assert.is(run.code, 130, said(run))
+    assert.is(await servedVersion(), serves)
+  }
+})
+
+test("GitHub's cancel reaches a deploy that was started with exec, as the workflows do", async () => {
+  const run = await strikeDuring(
+    'deploy',
+    ['v3-unhealthy', '--env', envWith({ HEALTH_TIMEOUT: '30' })],
+    'Health',
+    async ({ child }) => {
+      child.kill('SIGTERM')
+    },
+  )
+  assert.is(run.code, 130, said(run))
+})
+
+test.run()
