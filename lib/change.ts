@@ -1,8 +1,8 @@
 import { randomUUID } from 'node:crypto'
 import type { Actor } from './actor.ts'
-import { other } from './color.ts'
+import { other, releaseName } from './color.ts'
 import { type Config, siteUrl } from './config.ts'
-import { cutOver, settle } from './cutover.ts'
+import { cutOver, retire, settle } from './cutover.ts'
 import { BadRelease, EXIT, type ExitCode, messageOf, Stop } from './errors.ts'
 import { appendRecord } from './history.ts'
 import type { Host } from './host.ts'
@@ -83,19 +83,21 @@ export async function changeRelease(
         await log.step('Idle color is idle', () => settle(host, before, found.serving, config.release.DRAIN_TIMEOUT))
       await cutOver({ host, log, config, dryRun, next, images, before })
     } catch (error) {
-      const now = await survey(server).then(describeServing, messageOf)
-      await write({
-        outcome: error instanceof BadRelease ? 'bad' : 'failed',
-        reason: messageOf(error),
-        timings: log.timings,
-      })
+      const now = await survey(server).then(
+        describeServing,
+        () => 'The server does not answer, so what serves now is not known.',
+      )
+      const outcome = error instanceof BadRelease ? 'bad' : 'failed'
+      await write({ outcome, reason: messageOf(error), timings: log.timings }).catch(() =>
+        log.warn('This run could not be recorded.'),
+      )
       await announced
       await tell(`❌ ${title} FAILED at "${log.current}". ${now} ${url}`)
       throw error instanceof Stop ? error.withServing(now) : error
     }
     const took = (Date.now() - started) / 1000
     await write({ outcome: 'good', timings: log.timings, seconds: took })
-    await log.step('Remove old images', () => prune(run, host, found, images))
+    const leftover = await cleanUp(run, host, found, images)
     if (dryRun) {
       log.say('Dry run: nothing was changed.')
       return EXIT.done
@@ -103,9 +105,26 @@ export async function changeRelease(
     await announced
     await tell([`✅ ${title} SUCCESS`, ...change.details, `Duration: ${seconds(took)}`, `URL: ${url}`].join('\n• '))
     log.result(`✅ ${title} SUCCESS in ${seconds(took)}: ${url} is served by ${next.color}.`)
+    if (leftover) log.warn(`Cleaning up was cut short; the next run does it. ${leftover.message}`)
     if (before) log.say(`Back to ${before.version}: npx tsx scripts/rollback.ts --to ${before.version}`)
-    return EXIT.done
+    return leftover?.code === EXIT.interrupted ? EXIT.interrupted : EXIT.done
   })
+}
+
+/**
+ * Stops the old color and removes old images. By now the release serves and passed its tests, so what goes wrong here is
+ * no failure of it: the next run begins by making good for it.
+ */
+async function cleanUp(run: Run, host: Host, found: Survey, images: Images): Promise<Stop | undefined> {
+  const { log, config } = run
+  const before = found.active
+  try {
+    if (before) await log.step(`Drain and stop ${releaseName(before)}`, () => retire({ host, config }, before.color))
+    await log.step('Remove old images', () => prune(run, host, found, images))
+  } catch (error) {
+    return error instanceof Stop ? error : new Stop(messageOf(error))
+  }
+  return undefined
 }
 
 /** Only after a success, and only images that neither color nor a kept release needs. */

@@ -23,37 +23,49 @@ export type CutOver = {
 }
 
 /**
- * From an idle color to all traffic on it: start, health gate, switch, smoke tests, drain. Whatever fails before the
- * switch leaves the old release untouched; whatever fails after it, an interruption too, is switched back at once.
- * @throws Stop with exit code 1 (never switched) or 4 (switched and back)
+ * From an idle color to all traffic on it: start, health gate, switch, smoke tests. Whatever fails before the switch
+ * leaves the old release untouched; whatever fails after it, an interruption too, is switched back at once.
+ * @throws Stop with exit code 1 (never switched), 4 (switched and back), 130 (interrupted, switched back if need be) or
+ * 5 (the server could not be reached to switch back)
  */
 export async function cutOver(run: CutOver): Promise<void> {
-  const { host, log, next, before } = run
-  await log.step(`Start ${next.version} as ${next.color}`, () =>
-    host.write(startCommand(next, run.images), { timeout: 180 }),
-  )
-  await log
-    .step('Health gate', () => gate(run))
-    .catch(async (error) => {
-      await log.step(`Stop ${next.version} again`, () => host.write(stopColor(next.color), { timeout: 60 }), 'always')
-      throw error
-    })
+  const { host, log, next } = run
+  try {
+    await log.step(`Start ${next.version} as ${next.color}`, () =>
+      host.write(startCommand(next, run.images), { timeout: 180 }),
+    )
+    await log.step('Health gate', () => gate(run))
+  } catch (error) {
+    await log
+      .step(`Stop ${next.version} again`, () => host.write(stopColor(next.color), { timeout: 60 }), 'always')
+      .catch(() => {})
+    throw error
+  }
   try {
     await log.step(`Switch to ${releaseName(next)}`, () => switchTo(host, next))
     await log.step('Smoke tests', () => smoke(run))
   } catch (error) {
-    const target = before ? releaseName(before) : 'the maintenance page'
-    await log.step(`Switch back to ${target}`, () => switchTo(host, before), 'always')
-    await log.step(`Stop ${next.version} again`, () => retire(run, next.color), 'always')
-    const message = `${messageOf(error)}\n${next.version} was switched back.`
-    if (error instanceof BadRelease) throw new BadRelease(message, [], EXIT.rolledBack)
-    throw new Stop(
-      message,
-      [],
-      error instanceof Stop && error.code === EXIT.interrupted ? EXIT.interrupted : EXIT.rolledBack,
-    )
+    throw await switchBack(run, error)
   }
-  if (before) await log.step(`Drain and stop ${releaseName(before)}`, () => retire(run, before.color), 'always')
+}
+
+/** @returns the error to throw: what went wrong, and that it was undone */
+async function switchBack(run: CutOver, error: unknown): Promise<Stop> {
+  const { host, log, next, before } = run
+  const target = before ? releaseName(before) : 'the maintenance page'
+  try {
+    await log.step(`Switch back to ${target}`, () => switchTo(host, before), 'always')
+  } catch (failure) {
+    const message = `${messageOf(error)}\nSwitching back to ${target} failed, too: ${messageOf(failure)}`
+    return new Stop(message, ['npx tsx scripts/smoke-test.ts', 'npx tsx scripts/rollback.ts'], EXIT.needsHuman)
+  }
+  await log
+    .step(`Stop ${next.version} again`, () => retire(run, next.color), 'always')
+    .catch((failure) => log.warn(messageOf(failure)))
+  const message = `${messageOf(error)}\n${next.version} was switched back.`
+  if (error instanceof BadRelease) return new BadRelease(message, [], EXIT.rolledBack)
+  const interrupted = error instanceof Stop && error.code === EXIT.interrupted
+  return new Stop(message, [], interrupted ? EXIT.interrupted : EXIT.rolledBack)
 }
 
 /**
@@ -110,7 +122,7 @@ export const describeCheck = ({ name, ok, expected, got, ms }: CheckResult) =>
  * Stops a color that no longer gets traffic. First the old workers finish their requests; what holds them after that
  * are websockets, and the application closes those cleanly when it is told to stop.
  */
-async function retire({ host, config }: CutOver, color: Color): Promise<void> {
+export async function retire({ host, config }: Pick<CutOver, 'host' | 'config'>, color: Color): Promise<void> {
   const seconds = config.release.DRAIN_TIMEOUT
   await host.write(chain(drainCommand(seconds), stopColor(color)), { timeout: seconds + 90 })
 }

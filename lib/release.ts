@@ -61,7 +61,8 @@ export function releases(records: ReleaseRecord[]): Release[] {
   for (const { version, images, commit, actor, at, seconds, migration, outcome, action, from } of records) {
     const known = byVersion.get(version)
     // A failed second try (a full disk, a cut connection) says nothing about a release that served well.
-    if (known?.state === 'good' && (outcome === 'failed' || outcome === 'started')) continue
+    const servedWell = known?.state === 'good' || known?.state === 'left'
+    if (servedWell && (outcome === 'failed' || outcome === 'started')) continue
     byVersion.delete(version)
     byVersion.set(version, {
       ...{ version, images, commit, actor, at, state: outcome === 'started' ? 'interrupted' : outcome },

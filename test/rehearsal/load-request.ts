@@ -46,20 +46,20 @@ export type Verdict = { version: string; reason?: never } | { version?: never; r
 
 /** Sends one request, once, and judges what comes of it. Always ends, at the latest after the timeout. */
 export function ask(url: string, agent: Agent, { kind, ms }: Planned, id: string, timeoutMs: number): Promise<Verdict> {
-  return new Promise((settle) => {
-    const lost = (reason: string) => settle({ reason })
-    const options =
-      kind === 'post' ? { agent, method: 'POST', headers: { 'content-type': 'application/json' } } : { agent }
-    const outgoing = httpsRequest(`${url}/api/work?ms=${ms}`, options)
-
+  return new Promise((resolve) => {
     const timer = setTimeout(() => {
       lost(`no answer within ${timeoutMs / 1000} s`)
       outgoing.destroy()
     }, timeoutMs)
-    outgoing.on('close', () => {
+    const settle = (verdict: Verdict) => {
       clearTimeout(timer)
-      lost('closed without an answer')
-    })
+      resolve(verdict)
+    }
+    const lost = (reason: string) => settle({ reason })
+
+    const options =
+      kind === 'post' ? { agent, method: 'POST', headers: { 'content-type': 'application/json' } } : { agent }
+    const outgoing = httpsRequest(`${url}/api/work?ms=${ms}`, options)
     outgoing.on('error', (error) => {
       lost(`${explain(error)}${outgoing.reusedSocket ? ', on a connection used before' : ''}`)
     })

@@ -17,6 +17,7 @@ export async function setUpServer(): Promise<void> {
   const root = await connectAs('root')
   try {
     await root.write(dockerSettings, { timeout: 90 })
+    await root.write(frontDoorRules)
     await root.write(deployUser)
     const put = (file: string, content: string, owner = 'deploy:deploy', mode = '600') =>
       putFile(root, file, content, owner, mode)
@@ -56,6 +57,29 @@ cat > /etc/docker/daemon.json.next <<'END'
 END
 cmp -s /etc/docker/daemon.json.next /etc/docker/daemon.json || { mv /etc/docker/daemon.json.next /etc/docker/daemon.json; systemctl restart docker; }
 sysctl -q -w vm.overcommit_memory=1 2>/dev/null || true
+`)
+
+/**
+ * A restart of dockerd takes its own port rules away for 0.3 s (measured), and new connections are refused meanwhile.
+ * These stay: packets find nginx at its fixed address whatever dockerd does.
+ */
+const frontDoorRules = script(`
+set -e
+cat > /etc/systemd/system/kgc-front-door.service <<'END'
+[Unit]
+Description=Ports 80 and 443 lead to nginx, also while dockerd restarts
+Before=docker.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'iptables -w -t nat -N KGC-FRONT-DOOR 2>/dev/null || iptables -w -t nat -F KGC-FRONT-DOOR'
+ExecStart=/bin/sh -c 'for port in 80 443; do iptables -w -t nat -A KGC-FRONT-DOOR -p tcp --dport $port -j DNAT --to-destination 172.22.0.10:$port; done'
+ExecStart=/bin/sh -c 'iptables -w -t nat -C PREROUTING -m addrtype --dst-type LOCAL -j KGC-FRONT-DOOR 2>/dev/null || iptables -w -t nat -I PREROUTING -m addrtype --dst-type LOCAL -j KGC-FRONT-DOOR'
+[Install]
+WantedBy=multi-user.target
+END
+systemctl daemon-reload
+systemctl enable -q --now kgc-front-door.service
 `)
 
 const deployUser = script(`
