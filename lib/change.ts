@@ -106,7 +106,8 @@ export async function changeRelease(
     await tell([`✅ ${title} SUCCESS`, ...change.details, `Duration: ${seconds(took)}`, `URL: ${url}`].join('\n• '))
     log.result(`✅ ${title} SUCCESS in ${seconds(took)}: ${url} is served by ${next.color}.`)
     if (leftover) log.warn(`Cleaning up was cut short; the next run does it. ${leftover.message}`)
-    if (before) log.say(`Back to ${before.version}: npx tsx scripts/rollback.ts --to ${before.version}`)
+    if (before && before.version !== version)
+      log.say(`Back to ${before.version}: npx tsx scripts/rollback.ts --to ${before.version}`)
     return leftover?.code === EXIT.interrupted ? EXIT.interrupted : EXIT.done
   })
 }

@@ -3,7 +3,7 @@ import chalk from 'chalk'
 import { EXIT, type ExitCode, messageOf, Stop } from './errors.ts'
 import { createLog, type Log } from './log.ts'
 
-type Flag = { type: 'boolean' | 'string'; help: string; value?: string; short?: string }
+export type Flag = { type: 'boolean' | 'string'; help: string; value?: string; short?: string }
 
 export type Usage<F extends Record<string, Flag>> = {
   name: string

@@ -27,7 +27,9 @@ map "" $kgc_release { default "none none"; }
 `
 
 /** What the running workers answer at /release, in front of their process id. */
-export const releaseName = (active: Active | undefined) => (active ? `${active.color} ${active.version}` : 'none none')
+export const releaseName = (active: Active | undefined) =>
+  active ? `${active.color} ${active.version}` : NOTHING_DEPLOYED
+export const NOTHING_DEPLOYED = 'none none'
 
 /**
  * @param file the text of release.conf

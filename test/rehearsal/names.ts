@@ -11,21 +11,21 @@ export const IMAGES_DIR = join(PROJECT_DIR, 'test/rehearsal/images')
 export const inState = (name: string) => join(STATE_DIR, name)
 export const makeStateDir = () => mkdirSync(STATE_DIR, { recursive: true, mode: 0o700 })
 
-/** Ranges kept for documentation (RFC 5737), on networks without a way out. `edge` plays Cloudflare's addresses. */
+/** A range kept for documentation (RFC 5737), on networks without a way out. `edge` plays Cloudflare's addresses. */
 export const NETWORKS = {
-  main: { name: PREFIX, subnet: '203.0.113.0/24' },
-  edge: { name: `${PREFIX}-edge`, subnet: '198.51.100.0/24' },
+  main: { name: PREFIX, subnet: '198.51.100.0/25' },
+  edge: { name: `${PREFIX}-edge`, subnet: '198.51.100.128/25' },
 }
-export const SERVER = { container: `${PREFIX}-server`, address: '203.0.113.10', edgeAddress: '198.51.100.10' }
+export const SERVER = { container: `${PREFIX}-server`, address: '198.51.100.10', edgeAddress: '198.51.100.140' }
 export const REGISTRY = {
   container: `${PREFIX}-registry`,
-  address: '203.0.113.20',
+  address: '198.51.100.20',
   host: 'registry.kgc.test:5000',
   user: 'deploy',
 }
-export const SINK = { container: `${PREFIX}-sink`, address: '203.0.113.30', url: 'http://203.0.113.30:8080' }
+export const SINK = { container: `${PREFIX}-sink`, address: '198.51.100.30', url: 'http://198.51.100.30:8080' }
 /** The registry's open door, through which this machine pushes. Docker needs no TLS on loopback. */
 export const PUSH_ADDRESS = '127.0.0.1:25001'
 /** The machine that runs the rehearsal, as the server sees it. */
-export const RUNNER_ADDRESS = '203.0.113.1'
+export const RUNNER_ADDRESS = '198.51.100.1'
 export const DOMAIN = 'erp.kgc.test'

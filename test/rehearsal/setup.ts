@@ -6,7 +6,7 @@ import type { Host } from '../../lib/host.ts'
 import { ROOT } from '../../lib/layout.ts'
 import { generateSecrets, redisAcl } from '../../lib/secrets.ts'
 import { script, sh } from '../../lib/shell.ts'
-import { DOMAIN, inState, REGISTRY, RUNNER_ADDRESS, SERVER, SINK } from './names.ts'
+import { DOMAIN, inState, NETWORKS, REGISTRY, RUNNER_ADDRESS, SERVER, SINK } from './names.ts'
 import { connectAs, hostKey, registryPassword } from './server.ts'
 
 /**
@@ -29,7 +29,12 @@ export async function setUpServer(): Promise<void> {
       await put(`${ROOT}/secrets/${redis}/users.acl`, redisAcl(secrets), 'deploy:deploy', '640')
     await put(`${ROOT}/certs/fullchain.pem`, readFileSync(inState('site.crt'), 'utf8'), 'root:root', '644')
     await put(`${ROOT}/certs/privkey.pem`, readFileSync(inState('site.key'), 'utf8'), 'root:root')
-    await put(`${ROOT}/state/nginx/cloudflare.conf`, 'set_real_ip_from 198.51.100.0/24;\n', 'deploy:deploy', '644')
+    await put(
+      `${ROOT}/state/nginx/cloudflare.conf`,
+      `set_real_ip_from ${NETWORKS.edge.subnet};\n`,
+      'deploy:deploy',
+      '644',
+    )
     await put(`${ROOT}/state/nginx/admins.conf`, `allow ${RUNNER_ADDRESS};\n`, 'deploy:deploy', '644')
     await put(
       `/etc/docker/certs.d/${REGISTRY.host}/ca.crt`,

@@ -262,7 +262,7 @@ for (const [how, end, code, clean] of [
   test(`notes a websocket's ${clean ? 'clean' : 'unclean'} close when the server ${how}, and comes back`, async () => {
     const { report } = await load({
       websockets: 1,
-      forMs: 700,
+      forMs: 1_200,
       socket: (socket, n) => {
         socket.on('message', (data) => socket.send(JSON.stringify({ version: 'v1', echo: String(data) })))
         if (n === 0) setTimeout(() => end(socket), 200)

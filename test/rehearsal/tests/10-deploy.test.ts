@@ -141,7 +141,7 @@ const refusals: { name: string; version?: string; env?: Record<string, string>; 
   { name: 'a user whom the server does not know', env: { SSH_USER: 'nobody-here' }, code: 1, says: /refused the key/ },
   {
     name: 'an address where nothing answers',
-    env: { SSH_HOST: '203.0.113.99' },
+    env: { SSH_HOST: '198.51.100.99' },
     code: 1,
     says: /did not answer[\s\S]*Port 22 is open to admin addresses only/,
   },
