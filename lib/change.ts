@@ -130,7 +130,7 @@ async function cleanUp(run: Run, host: Host, found: Survey, images: Images): Pro
 
 /** Only after a success, and only images that neither color nor a kept release needs. */
 async function prune({ config, log }: Run, host: Host, found: Survey, now: Images): Promise<void> {
-  const inUse = [...Object.values(now), ...found.colorImages]
+  const inUse = [...Object.values(now), ...(found.active ? found.colorImages[found.active.color] : [])]
   const records = [
     ...found.records,
     { version: 'now', outcome: 'good', images: now, at: '', action: 'deploy' } as ReleaseRecord,

@@ -19,7 +19,7 @@ const listImages = (repositories: string[]): Command =>
 /**
  * Which images may go: all that belong neither to the newest good releases nor to a color.
  * @param keep how many good releases stay; the customer's rollback needs at least the one before
- * @param inUse the images of both colors, whatever their release
+ * @param inUse images of the release that serves and of the one before it
  */
 export function imagesToRemove(onServer: string[], records: ReleaseRecord[], keep: number, inUse: string[]): string[] {
   const kept = goodVersions(records)

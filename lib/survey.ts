@@ -1,4 +1,4 @@
-import { type Active, parseActive } from './color.ts'
+import { type Active, type Color, parseActive } from './color.ts'
 import type { Host } from './host.ts'
 import { PROXY, RECORDS, RELEASE_CONF, ROOT } from './layout.ts'
 import { parseRecords, type ReleaseRecord } from './release.ts'
@@ -17,8 +17,8 @@ export type Survey = {
   serving: string
   /** State by Compose service: running, exited, … */
   containers: Record<string, string>
-  /** Images that the two colors are set to, whether they run or not. */
-  colorImages: string[]
+  /** Images that each color is set to, whether it runs or not. */
+  colorImages: Record<Color, string[]>
   records: ReleaseRecord[]
 }
 
@@ -59,10 +59,13 @@ export function parseSurvey(output: string): Survey {
     active: parseActive(section('active')),
     serving: section('serving').trim().split(' ').slice(0, 2).join(' '),
     containers: Object.fromEntries(lines('containers').map((line) => line.split(' ') as [string, string])),
-    colorImages: [...section('colors').matchAll(/_IMAGE=(\S+)/g)].map(([, image]) => image ?? ''),
+    colorImages: { blue: imagesOf(section('colors'), 'BLUE'), green: imagesOf(section('colors'), 'GREEN') },
     records: parseRecords(section('records')),
   }
 }
+
+const imagesOf = (env: string, prefix: string) =>
+  [...env.matchAll(new RegExp(`^${prefix}_\\w+_IMAGE=(\\S+)$`, 'gm'))].map(([, image]) => image ?? '')
 
 /** One sentence on what users get now. */
 export function describeServing({ active, serving }: Pick<Survey, 'active' | 'serving'>): string {

@@ -100,7 +100,7 @@ test('a survey of an empty server, and of one that serves', () => {
   assert.is(found.serving, 'green v2')
   assert.is(found.freeGb, 50)
   assert.equal(found.containers, { 'kgc-backend-green': 'running', postgres: 'exited' })
-  assert.equal(found.colorImages, ['r/backend@sha256:1'])
+  assert.equal(found.colorImages, { blue: ['r/backend@sha256:1'], green: [] })
   assert.is(found.records.length, 1)
   assert.is(serverProblems(found, 10).length, 1)
   assert.is(serverProblems(found, 100).length, 2)

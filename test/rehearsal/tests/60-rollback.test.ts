@@ -219,7 +219,9 @@ test('names the services that differ from their files, and changes them with --s
 })
 
 test('stops with exit code 5 when release.conf is not what a script wrote, and works again when it is put back', async () => {
-  await serverRead(script('cd /opt/kgc/state/nginx && cp -p release.conf saved && sed -i s/green/blue/ release.conf'))
+  await serverRead(
+    script('cd /opt/kgc/state/nginx && cp -p release.conf saved && sed -i s/kgc-frontend-/kgc-backend-/ release.conf'),
+  )
   const run = await runScript('deploy', ['v1'])
   await serverRead(script('cd /opt/kgc/state/nginx && mv saved release.conf'))
   assert.is(run.code, 5, said(run))
