@@ -31,6 +31,8 @@ export type Release = Pick<
   'version' | 'images' | 'commit' | 'actor' | 'at' | 'seconds' | 'migration'
 > & {
   state: 'good' | 'bad' | 'left' | 'failed' | 'interrupted'
+  /** When its migration ran. */
+  migratedAt?: string
 }
 
 /** @throws Stop (exit 2) unless the text is a version such as v123 */
@@ -67,7 +69,7 @@ export function releases(records: ReleaseRecord[]): Release[] {
     byVersion.set(version, {
       ...{ version, images, commit, actor, at, state: outcome === 'started' ? 'interrupted' : outcome },
       ...(seconds === undefined ? {} : { seconds }),
-      ...((migration ?? known?.migration) ? { migration: migration ?? known?.migration ?? '' } : {}),
+      ...(migration ? { migration, migratedAt: at } : pick(known, 'migration', 'migratedAt')),
     })
     const leftBehind =
       action === 'rollback' && outcome === 'good' && from !== version ? byVersion.get(from ?? '') : undefined
@@ -105,7 +107,13 @@ export function rollbackTarget(all: Release[], serving: string, to: string | und
   return named
 }
 
-/** The releases after the target that changed the databases: the target's code has not been seen with that schema. */
+/** The releases that changed the databases since the target last ran: its code has not been seen with that schema. */
 export function migrationsSince(all: Release[], target: Release): Release[] {
-  return all.filter(({ migration, at, version }) => migration && version !== target.version && at > target.at)
+  return all.filter(({ migratedAt = '', version }) => version !== target.version && migratedAt > target.at)
+}
+
+function pick<T extends object, K extends keyof T>(from: T | undefined, ...keys: K[]): Partial<Pick<T, K>> {
+  return Object.fromEntries(keys.flatMap((key) => (from?.[key] === undefined ? [] : [[key, from[key]]]))) as Partial<
+    Pick<T, K>
+  >
 }

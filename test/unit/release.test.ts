@@ -74,6 +74,17 @@ test('knows which migrations a rollback would go back past', () => {
   assert.equal(target && migrationsSince(all, target).map(({ version }) => version), ['v2'])
 })
 
+test('does not ask again about a migration with which the target has served since', () => {
+  const all = releases([
+    run('v1', 'good'),
+    run('v2', 'good', { migration: 'npm run migrate' }),
+    run('v1', 'good'),
+    run('v2', 'good'),
+  ])
+  const target = all.find(({ version }) => version === 'v1')
+  assert.equal(target && migrationsSince(all, target), [])
+})
+
 test('takes v123 for a version and nothing else', () => {
   assert.is(parseVersion('v123'), 'v123')
   for (const text of ['latest', '123', 'v', 'v1; rm -rf /', 'v1\n', 'V1', ''])
