@@ -80,10 +80,7 @@ test('carries megabytes through stdin and stdout unharmed', async () => {
       await host.read(sh`md5sum`, { input: stream }),
       `${(await import('node:crypto')).createHash('md5').update(big).digest('hex')}  -`,
     )
-    assert.is(
-      (await host.probe(script('head -c 3000000 /dev/zero | tr "\\0" é'), { timeout: 20 })).stdout.length >= 3_000_000,
-      true,
-    )
+    assert.is((await host.read(script('head -c 3000000 /dev/zero | base64 -w 0'))).length, 4_000_000)
   }, 'deploy')
 })
 

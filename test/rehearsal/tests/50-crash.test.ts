@@ -168,6 +168,50 @@ for (const step of process.env.SOAK ? DEPLOY_STEPS.slice(2) : ['Start v', 'Switc
   })
 }
 
+test('the network between runner and server goes silent: the lock is free again within 20 s, and the next deploy works', async () => {
+  const serves = await servedVersion()
+  const deploys = script("ss -Htn state established '( sport = :22 )' | awk '{ print $4 }' | sed 's/.*://' | sort")
+  const before = (await serverRead(deploys)).split('\n')
+  let silent: string[] = []
+  const struck = Date.now()
+  const run = await strikeDuring(
+    'deploy',
+    ['v3-unhealthy', '--env', envWith({ HEALTH_TIMEOUT: '60' })],
+    'Health',
+    async () => {
+      silent = (await serverRead(deploys)).split('\n').filter((port) => !before.includes(port))
+      // Not this check's own connection: it ends by itself.
+      await serverRead(
+        script(
+          silent
+            .map(
+              (port) =>
+                `iptables -I INPUT -p tcp --sport ${port} --dport 22 -j DROP; iptables -I OUTPUT -p tcp --dport ${port} --sport 22 -j DROP`,
+            )
+            .join('\n'),
+        ),
+      )
+      const next = await runScript('deploy', [serves, '--wait', '40'])
+      assert.is(next.code, 0, said(next))
+      console.log(
+        `  the lock was free and the next deploy done ${((Date.now() - struck) / 1000).toFixed(0)} s after the cut`,
+      )
+    },
+  )
+  await serverRead(
+    script(
+      silent
+        .map(
+          (port) =>
+            `iptables -D INPUT -p tcp --sport ${port} --dport 22 -j DROP; iptables -D OUTPUT -p tcp --dport ${port} --sport 22 -j DROP`,
+        )
+        .join('\n'),
+    ),
+  )
+  assert.is.not(run.code, 0)
+  assert.is(await servedVersion(), serves)
+})
+
 test('Ctrl-C before the switch stops within 7 s, exits 130 and says what serves', async () => {
   const serves = await servedVersion()
   let struck = 0
