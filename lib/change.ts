@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import type { Actor } from './actor.ts'
+import { checkoutCommit } from './checkout.ts'
 import { other, releaseName } from './color.ts'
 import { type Config, siteUrl } from './config.ts'
 import { cutOver, retire, settle } from './cutover.ts'
@@ -33,9 +34,12 @@ export type Change = {
   commit: string
   /** Lines of the success message, after its title. */
   details: string[]
-  /** Everything before the new color starts. What it returns goes into the record. */
-  prepare(host: Host, found: Survey): Promise<Pick<ReleaseRecord, 'migration'>>
+  /** Everything before the new color starts. `note` adds to the record of this run. */
+  prepare(host: Host, found: Survey, note: (line: Partial<ReleaseRecord>) => Promise<unknown>): Promise<void>
 }
+
+/** Characters: it may hold a container's log. */
+const LONGEST_REASON = 2000
 
 /**
  * Changes which release serves, under the lock, with a record of it, and tells Slack.
@@ -76,21 +80,28 @@ export async function changeRelease(
       ...(before ? { from: before.version } : {}),
       ...(actor.runUrl ? { runUrl: actor.runUrl } : {}),
     })
+    const putFilesBack = async () => {
+      if (found.commit === '' || found.commit === commit) return
+      await log.step(
+        `Files of ${found.commit.slice(0, 7)} again`,
+        () => host.write(checkoutCommit(found.commit)),
+        'always',
+      )
+    }
     try {
-      const notes = await change.prepare(host, found)
-      if (Object.keys(notes).length > 0) await write(notes)
+      await change.prepare(host, found, write)
       if (before)
         await log.step('Idle color is idle', () => settle(host, before, found.serving, config.release.DRAIN_TIMEOUT))
-      await cutOver({ host, log, config, dryRun, next, images, before })
+      await cutOver({ host, log, config, dryRun, next, images, before, putFilesBack })
     } catch (error) {
       const now = await survey(server).then(
         describeServing,
         () => 'The server does not answer, so what serves now is not known.',
       )
-      const outcome = error instanceof BadRelease ? 'bad' : 'failed'
-      await write({ outcome, reason: messageOf(error), timings: log.timings }).catch(() =>
-        log.warn('This run could not be recorded.'),
-      )
+      // What serves was good enough to serve, whatever a second try of it says.
+      const outcome = error instanceof BadRelease && version !== before?.version ? 'bad' : 'failed'
+      const reason = log.clean(messageOf(error)).slice(0, LONGEST_REASON)
+      await write({ outcome, reason, timings: log.timings }).catch(() => log.warn('This run could not be recorded.'))
       await announced
       await tell(`❌ ${title} FAILED at "${log.current}". ${now} ${url}`)
       throw error instanceof Stop ? error.withServing(now) : error
@@ -120,7 +131,8 @@ async function cleanUp(run: Run, host: Host, found: Survey, images: Images): Pro
   const { log, config } = run
   const before = found.active
   try {
-    if (before) await log.step(`Drain and stop ${releaseName(before)}`, () => retire({ host, config }, before.color))
+    if (before)
+      await log.step(`Drain and stop ${releaseName(before)}`, () => retire({ host, log, config }, before.color))
     await log.step('Remove old images', () => prune(run, host, found, images))
   } catch (error) {
     return error instanceof Stop ? error : new Stop(messageOf(error))

@@ -4,8 +4,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Stop } from './errors.ts'
 import type { Host } from './host.ts'
-import { ROOT } from './layout.ts'
-import { type Command, chain, script, sh } from './shell.ts'
+import { CHECKOUT_PENDING, ROOT } from './layout.ts'
+import { type Command, script, sh } from './shell.ts'
 
 export type Commit = { hash: string; author: string; subject: string; dirty: boolean }
 
@@ -19,24 +19,17 @@ export async function localCommit(local: Host): Promise<Commit> {
 }
 
 /**
- * Sends the commit to the server as a git bundle over the connection that is open anyway: the server needs no access
- * to GitHub, and a deploy works while GitHub is down.
- * @param have the commit that the server has, or '' when it has none
+ * Sends this checkout's commit to the server as a git bundle over the connection that is open anyway: the server needs
+ * no access to GitHub, and a deploy works while GitHub is down.
+ * @param have the commit that the server runs, or '' when it has none
  */
 export async function sendCommit(local: Host, host: Host, commit: string, have: string): Promise<void> {
-  const known = have !== '' && (await local.probe(sh`git cat-file -e ${`${have}^{commit}`}`)).code === 0
+  if (await hasCommit(host, ROOT, commit)) return
+  const known = have !== '' && (await hasCommit(local, '.', have))
   const folder = await mkdtemp(join(tmpdir(), 'kgc-bundle-'))
   const file = join(folder, 'commit.bundle')
   try {
-    // A bundle holds refs, not bare commits, so the commit gets one for the moment.
-    const ref = `refs/kgc/${commit}`
-    await local.read(
-      chain(
-        sh`git update-ref ${ref} ${commit}`,
-        sh`git bundle create -q ${file} ${ref} ${known ? ['--not', have] : []}`,
-        sh`git update-ref -d ${ref}`,
-      ),
-    )
+    await local.read(sh`git bundle create -q ${file} HEAD ${known ? ['--not', have] : []}`)
     const bundle = createReadStream(file)
     await host.write(receiveCommit(commit), { input: bundle, timeout: 120 }).finally(() => bundle.destroy())
   } catch (error) {
@@ -49,13 +42,18 @@ export async function sendCommit(local: Host, host: Host, commit: string, have: 
   }
 }
 
-/** Reads a bundle on stdin and keeps its commit. */
-export const receiveCommit = (commit: string): Command =>
+export const hasCommit = async (host: Host, repository: string, commit: string) =>
+  (await host.probe(sh`git -C ${repository} cat-file -e ${`${commit}^{commit}`}`)).code === 0
+
+/** Reads a bundle on stdin and keeps its commit, under a ref of its own so that git never throws it away. */
+const receiveCommit = (commit: string): Command =>
   script(`
+set -e
 cd ${ROOT}
-bundle=$(mktemp); trap 'rm -f "$bundle"' EXIT
+bundle=$(mktemp)
+trap 'rm -f "$bundle"' EXIT
 cat > "$bundle"
-git fetch -q "$bundle" refs/kgc/${commit}:refs/kgc/next
+git fetch -q "$bundle" +HEAD:refs/kgc/${commit}
 git cat-file -e ${commit}
 `)
 
@@ -64,12 +62,28 @@ export const NEXT = 'state/next'
 
 export const unpackNext = (commit: string): Command =>
   script(`
+set -e
 umask 022
-cd ${ROOT} && rm -rf ${NEXT} && mkdir -p ${NEXT}
-git archive ${commit} | tar -x -C ${NEXT}
+cd ${ROOT}
+rm -rf ${NEXT}
+mkdir -p ${NEXT}
+git archive --output ${NEXT}.tar ${commit}
+tar -x -C ${NEXT} -f ${NEXT}.tar
+rm ${NEXT}.tar
 for shared in .env state certs secrets; do ln -s ${ROOT}/$shared ${NEXT}/$shared; done
 `)
 
-/** Makes the server's files those of the commit. Containers with users of their own read them, hence the umask. */
+/**
+ * Makes the server's files those of the commit, also after a checkout that was cut off in the middle. Containers with
+ * users of their own read them, hence the umask.
+ */
 export const checkoutCommit = (commit: string): Command =>
-  chain(sh`cd ${ROOT}`, sh`umask 022`, sh`git checkout -q --detach ${commit}`, sh`rm -rf ${NEXT}`)
+  script(`
+set -e
+umask 022
+cd ${ROOT}
+: > ${CHECKOUT_PENDING}
+rm -f .git/index.lock
+git checkout -q --force --detach ${commit}
+rm -rf ${NEXT} ${CHECKOUT_PENDING}
+`)

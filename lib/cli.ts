@@ -55,6 +55,8 @@ export async function runbook<F extends Record<string, Flag>>(
     process.exitCode = await main(parse(usage, args), log)
   } catch (error) {
     process.exitCode = report(error, log, args.includes('--verbose'))
+    // What was interrupted may still be on its way, and would keep the process.
+    if (process.exitCode === EXIT.interrupted) process.exit()
   }
 }
 

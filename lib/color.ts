@@ -40,14 +40,17 @@ export function parseActive(file: string): Active | undefined {
   if (file.trim() === '' || file === NOTHING_ACTIVE) return undefined
   const [, color, version] = /\$kgc_release \{ default "(blue|green) (v\d+[\w.-]*)"; \}/.exec(file) ?? []
   if (!color || !version || file !== renderActive({ color: color as Color, version })) {
-    throw new Stop(
-      'state/nginx/release.conf on the server is not a file that deploy wrote, so it cannot say which color serves.',
-      ['See RUNBOOK.md, "release.conf is damaged".'],
-      EXIT.needsHuman,
-    )
+    throw damagedActive()
   }
   return { color: color as Color, version }
 }
+
+export const damagedActive = () =>
+  new Stop(
+    'state/nginx/release.conf on the server is not a file that deploy wrote, so it cannot say which color serves.',
+    ['See RUNBOOK.md, "release.conf is damaged".'],
+    EXIT.needsHuman,
+  )
 
 /** The Compose variables of one color: which images it runs, pinned by digest. */
 export function renderColorEnv(color: Color, version: string, images: { backend: string; frontend: string }): string {

@@ -1,5 +1,6 @@
-import { type Commit, checkoutCommit, NEXT, sendCommit, unpackNext } from './checkout.ts'
+import { checkoutCommit, NEXT, unpackNext } from './checkout.ts'
 import { compose, listServices, stackServices, startMissing } from './compose.ts'
+import { messageOf } from './errors.ts'
 import type { Host } from './host.ts'
 import { ROOT } from './layout.ts'
 import type { Log } from './log.ts'
@@ -10,37 +11,44 @@ import { prepareActive } from './switch.ts'
 
 /** The first start of the vendors' applications migrates their databases: minutes (Twenty's own start period is 300 s). */
 const STACK_START_SECONDS = 900
+const RESTART_SECONDS = 60
 
 /**
- * Brings the commit's files onto the server. They are tested beside the ones that serve, Compose files and nginx files
+ * Makes the server's files those of a commit. They are tested beside the ones that serve, Compose files and nginx files
  * alike, and take their place only when they are good.
+ * @param send brings the commit to the server first, unless it is known to be there
  */
-export async function bringFiles(local: Host, host: Host, commit: Commit, found: Survey): Promise<void> {
-  if (found.commit === commit.hash) return
-  await sendCommit(local, host, commit.hash, found.commit)
-  await host.write(chain(prepareActive, emptyColorEnvs, unpackNext(commit.hash)))
-  await host.write(chain(compose(sh`config --quiet`, `${ROOT}/${NEXT}`), testNginx(`${ROOT}/${NEXT}`)), {
-    timeout: 300,
-  })
-  await host.write(checkoutCommit(commit.hash))
+export async function bringFiles(host: Host, commit: string, found: Survey, send = async () => {}): Promise<void> {
+  if (found.commit === commit && !found.checkoutPending) return
+  await send()
+  await host.write(chain(prepareActive, emptyColorEnvs, unpackNext(commit)))
+  await host.write(chain(compose(sh`config --quiet`, `${ROOT}/${NEXT}`), testNginx), { timeout: 300 })
+  await host.write(checkoutCommit(commit))
 }
 
 /** Compose reads both files on every call, also before there are releases. */
 const emptyColorEnvs = script(`cd ${ROOT} && touch state/blue.env state/green.env`)
 
-/** `nginx -t` in a container of its own, without a network. */
-export const testNginx = (root: string) => compose(sh`run --rm --no-deps -T nginx-check`, root)
+/** `nginx -t` on the next files, in a container of its own, without a network. */
+const testNginx = compose(sh`run --rm --no-deps -T nginx-check`, `${ROOT}/${NEXT}`)
 
 /**
  * Starts whatever of the stack does not run, in the order of its dependencies; on an empty server that is all of it.
- * What runs is left alone.
+ * What runs is left alone. Once there is a release, a service that does not come up is only named: a broken exporter
+ * must not stand in the way of a hotfix.
  * @returns the services that run otherwise than their files say
  */
-export async function startStack(host: Host, found: Survey): Promise<Drift[]> {
+export async function startStack(log: Log, host: Host, found: Survey): Promise<Drift[]> {
   const [config, drift] = await Promise.all([host.read(listServices()), findDrift(host)])
   const missing = stackServices(config).filter((service) => found.containers[service] !== 'running')
-  if (missing.length > 0)
-    await host.write(startMissing(missing, STACK_START_SECONDS), { timeout: STACK_START_SECONDS + 60 })
+  if (missing.length === 0) return drift
+  const seconds = found.active ? RESTART_SECONDS : STACK_START_SECONDS
+  await host.write(startMissing(missing, seconds), { timeout: seconds + 60 }).catch((error) => {
+    if (!found.active) throw error
+    log.warn(
+      `Of ${missing.join(', ')}, which did not run, not all came up: ${messageOf(error).split('\n').pop()?.trim()}`,
+    )
+  })
   return drift
 }
 

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import { type Color, servicesOf } from './color.ts'
 import { BadRelease } from './errors.ts'
 import type { Host } from './host.ts'
@@ -21,8 +22,13 @@ export async function healthGate(
   const urls = healthUrls(color)
   for (let attempt = 0; attempt <= RETRIES; attempt++) {
     if (attempt > 0) onRetry(`not healthy after ${seconds} s; retry ${attempt} of ${RETRIES}`)
-    const { code } = await host.probe(askHealth(urls, seconds), { timeout: seconds + 20 })
-    if (code === 0) return
+    const end = Date.now() + seconds * 1000
+    do {
+      const left = Math.max(1, Math.ceil((end - Date.now()) / 1000))
+      if ((await host.probe(askHealth(urls, left), { timeout: left + 20 })).code === 0) return
+      // It may have ended early for a reason of its own, such as a dockerd that restarts.
+      await sleep(200)
+    } while (Date.now() < end)
   }
   throw await explainUnhealthy(host, color, urls, seconds)
 }

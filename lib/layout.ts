@@ -2,6 +2,8 @@
 export const ROOT = '/opt/kgc'
 export const RELEASE_CONF = 'state/nginx/release.conf'
 export const RECORDS = 'state/releases.jsonl'
+/** There while a checkout is in progress. */
+export const CHECKOUT_PENDING = 'state/checkout.pending'
 export const LOCK = 'state/deploy.lock'
 export const LOCK_HOLDER = 'state/deploy.holder'
 export const STEP_LOCK = 'state/step.lock'

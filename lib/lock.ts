@@ -13,6 +13,7 @@ const LONGEST_RUN_SECONDS = 2 * 3600
 /** A write that a dead run left behind is given this long to end. */
 const LEFTOVER_SECONDS = 120
 const HELD_BY_ANOTHER = 75
+const LEFTOVER_WORKS = 76
 
 /** Runs the work while this run holds the server's lock; a dry run takes no lock. */
 export async function withLock<T>(
@@ -57,15 +58,22 @@ export async function acquireLock(host: Host, holder: Holder, waitSeconds: numbe
     }
   }
   if (outcome.code === HELD_BY_ANOTHER) throw await explainHolder(host)
+  if (outcome.code === LEFTOVER_WORKS) {
+    throw new Stop(
+      `A command that an earlier, dead run left behind still works on ${host.name}: a pull, a start or a migration.`,
+      ['Run again with --wait SECONDS, or see it with `ps -ef --forest` on the server.'],
+      EXIT.locked,
+    )
+  }
   throw new Stop(
     `The deploy lock on ${host.name} could not be taken: ${outcome.stderr.trim() || `exit code ${outcome.code}`}`,
   )
 }
 
-/** Exported for the tests: the command that holds the lock until its stdin ends. */
-export function holdLock(holder: Holder, waitSeconds: number): Command {
+/** The command that holds the lock until its stdin ends. */
+function holdLock(holder: Holder, waitSeconds: number): Command {
   const hold = script(`
-flock -x -w ${LEFTOVER_SECONDS} ${STEP_LOCK} true || { echo "a command of an earlier run is still working" >&2; exit 76; }
+flock -x -w ${Math.max(LEFTOVER_SECONDS, waitSeconds)} ${STEP_LOCK} true || exit ${LEFTOVER_WORKS}
 printf '%s\\n' "$1" > ${LOCK_HOLDER}
 echo locked
 cat > /dev/null`)
@@ -77,14 +85,14 @@ cat > /dev/null`)
  * A host whose writes each hold a shared lock while they run. A runner can die while its last command still works on
  * the server; the next run waits for that command before it begins.
  */
-export function underLock(host: Host): Host {
+function underLock(host: Host): Host {
   const guard = (command: Command) => sh`cd ${ROOT} && flock -s ${STEP_LOCK} sh -c ${command.shell}`
   return { ...host, write: (command, options) => host.write(guard(command), options) }
 }
 
 async function explainHolder(host: Host): Promise<Stop> {
-  const text = await host.read(sh`cat ${`${ROOT}/${LOCK_HOLDER}`}`)
-  const { who, from, since, action, runUrl } = JSON.parse(text) as Holder
+  const { stdout } = await host.probe(sh`cat ${`${ROOT}/${LOCK_HOLDER}`}`)
+  const { who, from, since, action, runUrl } = parseHolder(stdout)
   const age = Math.round((Date.now() - Date.parse(since)) / 1000)
   return new Stop(
     `Another run holds the lock on ${host.name}: ${action} by ${who} from ${from}, since ${since} (${age} s ago).${runUrl ? ` ${runUrl}` : ''}`,
@@ -94,4 +102,13 @@ async function explainHolder(host: Host): Promise<Stop> {
     ],
     EXIT.locked,
   )
+}
+
+/** The file is written just after the lock is taken, so for a moment it may be missing or that of the run before. */
+function parseHolder(text: string): Holder {
+  try {
+    return JSON.parse(text) as Holder
+  } catch {
+    return { who: 'somebody', from: 'somewhere', since: new Date().toISOString(), action: 'a run that has just begun' }
+  }
 }

@@ -11,17 +11,22 @@ export type Log = {
   warn(text: string): void
   /**
    * Runs one named step, shows it, times it.
-   * @param always also after the run was interrupted: for the steps that make good
+   * @param mode `whole` for a step that, once begun, must not be left in the middle; `always` for one that makes good
+   * and runs after an interruption, too
    * @throws Stop (exit 130) as soon as the run is interrupted
    */
-  step<T>(title: string, work: () => Promise<T>, always?: 'always'): Promise<T>
+  step<T>(title: string, work: () => Promise<T>, mode?: StepMode): Promise<T>
   /** From now on, these values are blanked in all output. */
   hide(redact: (text: string) => string): void
+  /** A text as the output would show it, for where it goes elsewhere. */
+  clean(text: string): string
   /** Seconds that each finished step took, by title. */
   readonly timings: Record<string, number>
   /** The step that is running, or that failed. */
   readonly current: string | undefined
 }
+
+export type StepMode = 'whole' | 'always'
 
 type Options = {
   stdout?: Stream
@@ -57,10 +62,11 @@ export function createLog({ stdout = process.stdout, stderr = process.stderr, ..
     stderr.write(`${redact(text)}\n`)
   }
 
-  async function step<T>(title: string, work: () => Promise<T>, always?: 'always'): Promise<T> {
+  async function step<T>(title: string, work: () => Promise<T>, mode?: StepMode): Promise<T> {
     const started = performance.now()
     const elapsed = () => (performance.now() - started) / 1000
-    current = title
+    // What makes good for a failed step does not become the step that failed.
+    if (mode !== 'always') current = title
     if (inActions) stderr.write(`::group::${title}\n`)
     const draw = () => {
       erase()
@@ -74,7 +80,7 @@ export function createLog({ stdout = process.stdout, stderr = process.stderr, ..
     if (live) draw()
     let ok = false
     try {
-      const value = await (always ? work() : untilAborted(work, options.signal))
+      const value = await untilAborted(work, options.signal, mode)
       ok = true
       return value
     } finally {
@@ -82,7 +88,7 @@ export function createLog({ stdout = process.stdout, stderr = process.stderr, ..
       timings[title] = Math.round(elapsed() * 1000) / 1000
       line(`${ok ? chalk.green('✔') : chalk.red('✘')} ${title} ${chalk.dim(seconds(elapsed()))}`)
       if (inActions) stderr.write('::endgroup::\n')
-      if (ok) current = undefined
+      if (ok && mode !== 'always') current = undefined
     }
   }
 
@@ -98,16 +104,18 @@ export function createLog({ stdout = process.stdout, stderr = process.stderr, ..
     },
     say: line,
     warn: (text) => line(`${chalk.yellow('!')} ${text}`),
+    clean: (text) => redact(text),
     hide: (next) => {
       redact = next
     },
   }
 }
 
-function untilAborted<T>(work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
-  if (!signal) return work()
+function untilAborted<T>(work: () => Promise<T>, signal?: AbortSignal, mode?: StepMode): Promise<T> {
+  if (!signal || mode === 'always') return work()
   const interrupted = () => new Stop('Interrupted.', [], EXIT.interrupted)
   if (signal.aborted) return Promise.reject(interrupted())
+  if (mode === 'whole') return work()
   return new Promise((resolve, reject) => {
     const stop = () => reject(interrupted())
     signal.addEventListener('abort', stop, { once: true })

@@ -8,14 +8,10 @@ import { type Survey, survey } from './survey.ts'
 
 /**
  * Everything that can be known before anything is touched, asked at the same time.
- * @returns what the server is like, and the images of the release pinned by digest
+ * @returns the images of the release, pinned by digest
  * @throws Stop that names every problem at once
  */
-export async function preflight(
-  host: Host,
-  config: Config<'registry' | 'release'>,
-  version: string,
-): Promise<{ found: Survey; images: Images }> {
+export async function preflight(host: Host, config: Config<'registry' | 'release'>, version: string): Promise<Images> {
   const [found, images, loggedIn] = await Promise.allSettled([
     survey(host),
     resolveDigests(host, config.registry, version),
@@ -30,10 +26,10 @@ export async function preflight(
       hints.push(hint)
     }
   }
-  if (found.status === 'rejected' || images.status === 'rejected' || problems.length > 0) {
+  if (images.status === 'rejected' || problems.length > 0) {
     throw new Stop(`${problems.join('\n')}\nNothing was touched.`, hints, EXIT.failed)
   }
-  return { found: found.value, images: images.value }
+  return images.value
 }
 
 /** What makes a server unfit for a deploy. */
@@ -42,7 +38,7 @@ export function serverProblems(found: Survey, minFreeGb: number): { problem: str
     return [
       {
         problem: `The server is not set up: there is no ${ROOT}/.env.`,
-        hint: 'Set the server up first: RUNBOOK.md, "A new server".',
+        hint: 'Set the server up first: RUNBOOK.md, "First setup".',
       },
     ]
   }

@@ -5,7 +5,7 @@ import { type Command, quote, script, sh } from './shell.ts'
 
 export type RegistryLogin = { REGISTRY: string; REGISTRY_USER: string; REGISTRY_PASSWORD: string }
 
-export const imageNames = (registry: string, version: string): Images => ({
+const imageNames = (registry: string, version: string): Images => ({
   backend: `${registry}/backend:${version}`,
   frontend: `${registry}/frontend:${version}`,
 })
@@ -63,10 +63,16 @@ function registryProblem(status: string, body: string): string {
   return `${/"message":"((?:[^"\\]|\\.)*)"/.exec(body)?.[1] ?? 'no answer'} (HTTP ${status || 'none'})`
 }
 
-/** Pulls both images at once. What is already there by digest is not asked for again. */
-export const pullImages = ({ backend, frontend }: Images): Command =>
+/**
+ * Pulls both images at once. What is already there by digest is not asked for again. Each is tagged with its version as
+ * well: an image without a tag goes with the next `docker image prune`.
+ */
+export const pullImages = ({ backend, frontend }: Images, version: string): Command =>
   script(`
-pull() { docker image inspect "$1" > /dev/null 2>&1 || docker pull -q "$1"; }
+pull() {
+  docker image inspect "$1" > /dev/null 2>&1 || docker pull -q "$1" || return
+  docker tag "$1" "\${1%@*}:${version}"
+}
 pull ${quote(backend)} & backend=$!
 pull ${quote(frontend)} & frontend=$!
 wait $backend && wait $frontend

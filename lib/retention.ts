@@ -1,6 +1,6 @@
 import type { Host } from './host.ts'
 import { goodVersions, type Images, type ReleaseRecord } from './release.ts'
-import { type Command, script, sh } from './shell.ts'
+import { type Command, quote, script, sh } from './shell.ts'
 
 /** Image references as name@digest that the server has, of the repositories that the records name. */
 export async function imagesOnServer(host: Host, records: ReleaseRecord[]): Promise<string[]> {
@@ -30,9 +30,12 @@ export function imagesToRemove(onServer: string[], records: ReleaseRecord[], kee
   return onServer.filter((image) => !safe.has(image))
 }
 
-/** Removes images by name, each on its own: one that a container still uses is not a failure, Docker keeps it. */
+/** Removes images with all their names, each on its own: one that a container still uses is not a failure, Docker keeps it. */
 export const removeImages = (images: string[]): Command =>
-  script(images.map((image) => `${sh`docker rmi ${image}`.shell} > /dev/null 2>&1 || true`).join('\n'))
+  script(`
+for image in ${images.map(quote).join(' ')}; do
+  docker image inspect -f '{{range .RepoTags}}{{println .}}{{end}}{{range .RepoDigests}}{{println .}}{{end}}' "$image" | grep "^\${image%@*}[:@]" | xargs -r docker rmi > /dev/null 2>&1 || true
+done`)
 
 /** True when both images of a release are there, so that it can start without the registry. */
 export const isOnServer = (onServer: string[], images: Images | undefined) =>

@@ -1,4 +1,4 @@
-/** Text for a POSIX shell. Made only by `sh`, so every value in it has been quoted. */
+/** Text for a POSIX shell: made by `sh`, which quotes every value in it, or by `script`. */
 export type Command = { readonly shell: string }
 
 type Argument = string | number | readonly string[] | Command
@@ -21,7 +21,10 @@ export function sh(strings: TemplateStringsArray, ...args: Argument[]): Command 
 }
 
 /** Puts commands one after another; the next one runs only if the one before succeeded. */
-export const chain = (...commands: Command[]): Command => ({ shell: commands.map((c) => c.shell).join(' && ') })
+export const chain = (...commands: Command[]): Command => ({
+  // Of a text of several lines, `&&` would bind the last one only; so it gets a shell of its own that stops at a failure.
+  shell: commands.map(({ shell }) => (shell.includes('\n') ? `sh -ec ${quote(shell)}` : shell)).join(' && '),
+})
 
 /** A longer script, given as plain text with its values already quoted by `quote` or written by us. */
 export const script = (text: string): Command => ({ shell: text.trim() })

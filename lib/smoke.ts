@@ -7,13 +7,15 @@ import { script } from './shell.ts'
 
 export type Check = {
   name: string
+  /** Whether a new release can be at fault; of the rest, only what worked before the switch counts against it. */
+  about: 'release' | 'surroundings'
   /** What a healthy system answers. */
   expected: string
   /** Returns what came; throws when that is not what was expected. */
   run(): Promise<string>
 }
 
-export type CheckResult = { name: string; ok: boolean; expected: string; got: string; ms: number }
+export type CheckResult = Pick<Check, 'name' | 'about' | 'expected'> & { ok: boolean; got: string; ms: number }
 
 /** A certificate must have this long to go; renewal starts at 30 days, so less means that renewal fails. */
 const CERTIFICATE_DAYS = 14
@@ -34,6 +36,7 @@ export function httpChecks(front: Front, version?: string): Check[] {
   const json = (answer: Answer) => parse(answer.body)
   const vendor = (name: string, sub: string, path: string, field: string, value: string): Check => ({
     name,
+    about: 'surroundings',
     expected: `200 with ${field} = ${value} at ${sub}.${front.DOMAIN}${path}`,
     run: async () => {
       const answer = await ask(sub, { path })
@@ -43,6 +46,7 @@ export function httpChecks(front: Front, version?: string): Check[] {
   return [
     {
       name: 'API health',
+      about: 'release',
       expected: `200 with status = ok${version ? ` and version = ${version}` : ''}`,
       run: async () => {
         const answer = await ask(undefined, { path: '/api/health' })
@@ -52,6 +56,7 @@ export function httpChecks(front: Front, version?: string): Check[] {
     },
     {
       name: 'login',
+      about: 'release',
       expected: '200 with an accessToken',
       run: async () => {
         const answer = await login()
@@ -61,6 +66,7 @@ export function httpChecks(front: Front, version?: string): Check[] {
     },
     {
       name: 'login refused without the right password',
+      about: 'release',
       expected: '401',
       run: async () => {
         const answer = await ask(undefined, {
@@ -73,6 +79,7 @@ export function httpChecks(front: Front, version?: string): Check[] {
     },
     {
       name: 'dashboard page',
+      about: 'release',
       expected: '200 HTML whose script loads as JavaScript',
       run: async () => {
         const page = await ask(undefined)
@@ -86,6 +93,7 @@ export function httpChecks(front: Front, version?: string): Check[] {
     },
     {
       name: 'dashboard data',
+      about: 'release',
       expected: '200 JSON with the token of the login',
       run: async () => {
         const token = json(await login()).accessToken
@@ -95,6 +103,7 @@ export function httpChecks(front: Front, version?: string): Check[] {
     },
     {
       name: 'metrics are not public',
+      about: 'release',
       expected: '404 at /api/metrics',
       run: async () => {
         const answer = await ask(undefined, { path: '/api/metrics' })
@@ -105,6 +114,7 @@ export function httpChecks(front: Front, version?: string): Check[] {
     vendor('Horilla', 'hr', '/health/', 'status', 'ok'),
     {
       name: 'Twenty',
+      about: 'surroundings',
       expected: `200 JSON at crm.${front.DOMAIN}/client-config`,
       run: async () => {
         const answer = await ask('crm', { path: '/client-config' })
@@ -114,6 +124,7 @@ export function httpChecks(front: Front, version?: string): Check[] {
     },
     {
       name: 'certificate',
+      about: 'surroundings',
       expected: `valid for every host, ${CERTIFICATE_DAYS} days or more to go`,
       run: async () => {
         const answers = await Promise.all([undefined, 'crm', 'support', 'hr', 'grafana'].map((sub) => ask(sub)))
@@ -131,6 +142,7 @@ export function httpChecks(front: Front, version?: string): Check[] {
 export function databaseChecks(host: Host): Check[] {
   return ['kgc', 'twenty', 'chatwoot', 'horilla'].map((database) => ({
     name: `database ${database}`,
+    about: 'surroundings',
     expected: `its own role can use ${database}`,
     run: async () => {
       const { code, stdout, stderr } = await host.probe(askDatabase(database), { timeout: 20 })
@@ -153,16 +165,23 @@ value ${prefix}_DB_PASSWORD | docker exec -i kgc-postgres-1 sh -c '
 `)
 }
 
+/** What a failed check says against a release: nothing, when the release cannot be at fault and it failed before, too. */
+export const countsAgainst = (result: CheckResult, before: CheckResult[]) =>
+  !result.ok && (result.about === 'release' || before.some(({ name, ok }) => name === result.name && ok))
+
+export const describeCheck = ({ name, ok, expected, got, ms }: CheckResult) =>
+  ok ? `  ✔ ${name} (${ms} ms)` : `  ✘ ${name} (${ms} ms): expected ${expected}; came ${got}`
+
 /** Runs all checks at the same time. Never throws: a check that fails is a result. */
 export async function runChecks(checks: Check[]): Promise<CheckResult[]> {
   return Promise.all(
-    checks.map(async ({ name, expected, run }) => {
+    checks.map(async ({ name, about, expected, run }) => {
       const started = performance.now()
       const [ok, got] = await run().then(
         (value): [boolean, string] => [true, value],
         (error): [boolean, string] => [false, messageOf(error)],
       )
-      return { name, ok, expected, got, ms: Math.round(performance.now() - started) }
+      return { name, about, ok, expected, got, ms: Math.round(performance.now() - started) }
     }),
   )
 }

@@ -116,7 +116,7 @@ function explain(error: unknown, target: SshTarget, seen: Seen): Stop {
     ])
   }
   return new Stop(`${where} did not answer: ${why}.`, [
-    'Port 22 is open to admin addresses only: are you on the VPN or at a known address? A GitHub-hosted runner needs the private network or a jump host.',
+    'Port 22 is open to admin addresses only: are you on the VPN or at a known address? A GitHub-hosted runner needs the private network.',
     `Is the server up? See the hoster's console, or \`ping ${target.host}\`.`,
   ])
 }

@@ -1,6 +1,6 @@
-import { type Active, type Color, parseActive } from './color.ts'
+import { type Active, type Color, damagedActive, NOTHING_DEPLOYED, parseActive } from './color.ts'
 import type { Host } from './host.ts'
-import { PROXY, RECORDS, RELEASE_CONF, ROOT } from './layout.ts'
+import { CHECKOUT_PENDING, PROXY, RECORDS, RELEASE_CONF, ROOT } from './layout.ts'
 import { parseRecords, type ReleaseRecord } from './release.ts'
 import { type Command, script } from './shell.ts'
 
@@ -9,6 +9,8 @@ export type Survey = {
   /** False on a server on which nothing was set up. */
   prepared: boolean
   commit: string
+  /** A checkout was cut off in the middle; the next one makes good for it. */
+  checkoutPending: boolean
   /** Changed or unknown files in the checkout. */
   dirty: string[]
   freeGb: number
@@ -26,10 +28,11 @@ export type Survey = {
 export const surveyCommand: Command = script(`
 cd ${ROOT} 2>/dev/null && [ -f .env ] || { echo '@@unprepared'; exit 0; }
 echo '@@commit'; git rev-parse -q --verify HEAD || true
-# Before the first checkout there is no .gitignore, and nothing to compare with.
-echo '@@dirty'; ! git rev-parse -q --verify HEAD > /dev/null || git status --porcelain
+# Before the first checkout there is nothing to compare with, and after one that was cut off it will be done again.
+echo '@@pending'; ls ${CHECKOUT_PENDING} 2>/dev/null || true
+echo '@@dirty'; [ -e ${CHECKOUT_PENDING} ] || ! git rev-parse -q --verify HEAD > /dev/null || git status --porcelain
 echo '@@free'; df -Pk ${ROOT} /var/lib/docker | awk 'NR > 1 { print $4 }' | sort -n | head -n 1
-echo '@@active'; cat ${RELEASE_CONF} 2>/dev/null || true
+echo '@@active'; if [ -e ${RELEASE_CONF} ]; then if [ -s ${RELEASE_CONF} ]; then cat ${RELEASE_CONF}; else echo '(empty)'; fi; fi
 echo '@@serving'; docker exec ${PROXY} curl -s --max-time 3 http://127.0.0.1:8081/release 2>/dev/null || true
 echo '@@containers'
 docker ps -a --filter label=com.docker.compose.project=kgc --filter label=com.docker.compose.oneoff=False \\
@@ -40,7 +43,9 @@ echo '@@records'; cat ${RECORDS} 2>/dev/null || true
 
 /** @throws Stop when the active file is not one of ours */
 export async function survey(host: Host): Promise<Survey> {
-  return parseSurvey(await host.read(surveyCommand, { timeout: 30 }))
+  const found = parseSurvey(await host.read(surveyCommand, { timeout: 30 }))
+  if (!found.active && found.serving && found.serving !== NOTHING_DEPLOYED) throw damagedActive()
+  return found
 }
 
 export function parseSurvey(output: string): Survey {
@@ -54,6 +59,7 @@ export function parseSurvey(output: string): Survey {
   return {
     prepared: !sections.has('unprepared'),
     commit: section('commit').trim(),
+    checkoutPending: section('pending').trim() !== '',
     dirty: lines('dirty'),
     freeGb: Math.floor(Number(section('free').trim()) / 1024 ** 2),
     active: parseActive(section('active')),

@@ -1,6 +1,6 @@
 import { type Active, releaseName, renderActive } from './color.ts'
-import { Stop } from './errors.ts'
-import type { Host } from './host.ts'
+import { messageOf, Stop } from './errors.ts'
+import { CommandFailed, type Host } from './host.ts'
 import { NGINX_CONF, PROXY, RELEASE_CONF, ROOT } from './layout.ts'
 import { type Command, quote, script, sh } from './shell.ts'
 
@@ -27,8 +27,9 @@ workers() {
  * request after a reload returns still meets an old worker in 27 of 30 cases (measured).
  */
 const reloadAndConfirm = (wanted: string) => `${WORKERS}
-rm -f /etc/nginx/conf.d/*.conf
-/docker-entrypoint.d/20-envsubst-on-templates.sh > /dev/null || exit ${REFUSED}
+rm -rf /tmp/rendered && mkdir /tmp/rendered || exit ${REFUSED}
+NGINX_ENVSUBST_OUTPUT_DIR=/tmp/rendered /docker-entrypoint.d/20-envsubst-on-templates.sh > /dev/null || exit ${REFUSED}
+rm -f /etc/nginx/conf.d/*.conf; cp /tmp/rendered/*.conf /etc/nginx/conf.d/ || exit ${REFUSED}
 nginx -t -q -c ${NGINX_CONF} || exit ${REFUSED}
 old=$(workers accepting)
 nginx -c ${NGINX_CONF} -s reload || exit ${REFUSED}
@@ -54,14 +55,15 @@ const inProxy = (text: string) => sh`docker exec -i ${PROXY} sh -c ${text}`
  */
 export function switchCommand(active: Active | undefined): Command {
   return script(`
-cd ${ROOT} || exit 1
-rm -f ${RELEASE_CONF}.before
-if [ -f ${RELEASE_CONF} ]; then cp -p ${RELEASE_CONF} ${RELEASE_CONF}.before; fi
+set -e
+cd ${ROOT}
 printf %s ${quote(renderActive(active))} > ${RELEASE_CONF}.next
+sync ${RELEASE_CONF}.next
+cp -p ${RELEASE_CONF} ${RELEASE_CONF}.before
 mv ${RELEASE_CONF}.next ${RELEASE_CONF}
-${inProxy(reloadAndConfirm(releaseName(active))).shell}
-code=$?
-if [ $code -ne 0 ] && [ -f ${RELEASE_CONF}.before ]; then
+code=0
+${inProxy(reloadAndConfirm(releaseName(active))).shell} || code=$?
+if [ $code -ne 0 ]; then
   mv ${RELEASE_CONF}.before ${RELEASE_CONF}
   docker exec ${PROXY} nginx -c ${NGINX_CONF} -s reload
 fi
@@ -71,24 +73,29 @@ exit $code
 
 /** Before the first deploy: gives nginx a file to start with, unless there is one. */
 export const prepareActive: Command = script(`
-cd ${ROOT} && mkdir -p state/nginx
-[ -f ${RELEASE_CONF} ] || { printf %s ${quote(renderActive(undefined))} > ${RELEASE_CONF}.next && mv ${RELEASE_CONF}.next ${RELEASE_CONF}; }
+mkdir -p ${ROOT}/state/nginx
+cd ${ROOT}
+[ -e ${RELEASE_CONF} ] || printf %s ${quote(renderActive(undefined))} > ${RELEASE_CONF}.next
+[ -e ${RELEASE_CONF} ] || mv ${RELEASE_CONF}.next ${RELEASE_CONF}
 `)
 
 /** Makes the workers follow the active file again, after a run died between the rename and the reload. */
 export const followActive = (active: Active): Command => inProxy(reloadAndConfirm(releaseName(active)))
 
-/** @throws Stop when nginx refused the file or did not take it; what served before still serves */
+/** nginx did not take a switch; what served before still serves. */
+export class NotSwitched extends Stop {}
+
+/** @throws NotSwitched when nginx refused the file or did not take it */
 export async function switchTo(host: Host, active: Active | undefined): Promise<void> {
   const target = active ? active.version : 'the maintenance page'
   try {
     await host.write(switchCommand(active), { timeout: 60 })
   } catch (error) {
-    const text = String(error)
-    if (text.includes(`exit code ${REFUSED}`))
-      throw new Stop(`nginx refused the switch to ${target}; it was put back.\n${text}`)
-    if (text.includes(`exit code ${UNCONFIRMED}`)) {
-      throw new Stop(`nginx did not take the switch to ${target} within ${CONFIRM_SECONDS} s; it was put back.`)
+    const code = error instanceof CommandFailed ? error.result.code : undefined
+    if (code === REFUSED)
+      throw new NotSwitched(`nginx refused the switch to ${target}; it was put back.\n${messageOf(error)}`)
+    if (code === UNCONFIRMED) {
+      throw new NotSwitched(`nginx did not take the switch to ${target} within ${CONFIRM_SECONDS} s; it was put back.`)
     }
     throw error
   }

@@ -1,6 +1,6 @@
 import { currentActor } from '../lib/actor.ts'
 import { type Change, changeRelease } from '../lib/change.ts'
-import { localCommit } from '../lib/checkout.ts'
+import { localCommit, sendCommit } from '../lib/checkout.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook, WAIT_FLAG, waitSeconds } from '../lib/cli.ts'
 import { loadConfig, siteUrl, sshTarget } from '../lib/config.ts'
 import { applyStack, bringFiles, startStack } from '../lib/files.ts'
@@ -45,7 +45,7 @@ await runbook(
       connect(sshTarget(config.server), dryRun ? (command) => log.result(command.shell) : undefined),
     )
     try {
-      const { images } = await log.step('Preflight', () => preflight(server, config, version))
+      const images = await log.step('Preflight', () => preflight(server, config, version))
       const change: Omit<Change, 'prepare'> = {
         ...{ action: 'deploy', version, images, commit: commit.hash },
         details: [`Commit: ${short} ${commit.subject}`, `Author: ${commit.author}`],
@@ -55,19 +55,21 @@ await runbook(
         `deploy ${version}`,
         async () => ({
           ...change,
-          async prepare(host, found) {
+          async prepare(host, found, note) {
             if (dryRun) {
               log.result(`# release ${found.active?.version ?? 'none'} -> ${version}`)
               for (const image of Object.values(images)) log.result(`#   ${image}`)
               log.result(await diffFiles(local, found.commit, commit.hash))
             }
-            await log.step(`Files of ${short}`, () => bringFiles(local, host, commit, found))
-            await log.step(`Pull ${version}`, () => host.write(pullImages(images), { timeout: 900 }))
+            await log.step(`Files of ${short}`, () =>
+              bringFiles(host, commit.hash, found, () => sendCommit(local, host, commit.hash, found.commit)),
+            )
+            await log.step(`Pull ${version}`, () => host.write(pullImages(images, version), { timeout: 900 }))
             if (found.commit !== '' || !dryRun) {
-              const drift = await log.step('Start what does not run', () => startStack(host, found))
+              const drift = await log.step('Start what does not run', () => startStack(log, host, found))
               if (drift.length > 0) await applyStack(log, host, drift, flags.stack)
             }
-            return migrate({ host, log, command: config.release.MIGRATE_COMMAND, image: images.backend })
+            await migrate({ host, log, note, command: config.release.MIGRATE_COMMAND, image: images.backend })
           },
         }),
       )

@@ -1,9 +1,12 @@
 import { currentActor } from '../lib/actor.ts'
 import { changeRelease } from '../lib/change.ts'
+import { hasCommit } from '../lib/checkout.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook, WAIT_FLAG, waitSeconds } from '../lib/cli.ts'
 import { loadConfig, siteUrl, sshTarget } from '../lib/config.ts'
 import { confirm } from '../lib/confirm.ts'
 import { EXIT, Stop } from '../lib/errors.ts'
+import { bringFiles } from '../lib/files.ts'
+import { ROOT } from '../lib/layout.ts'
 import { seconds } from '../lib/log.ts'
 import { redactor } from '../lib/redact.ts'
 import { pullImages } from '../lib/registry.ts'
@@ -45,17 +48,19 @@ await runbook(
     const server = await log.step('Connect', () =>
       connect(sshTarget(config.server), dryRun ? (command) => log.result(command.shell) : undefined),
     )
+    let agreed = flags.yes || dryRun
+    /** Asked before the lock is taken, so that nobody waits for an answer; under the lock, what changed meanwhile is refused. */
     const choose = async (found: Survey): Promise<Release> => {
       if (!found.active) throw new Stop('Nothing was deployed on this server yet.', ['npx tsx scripts/deploy.ts vN'])
       const all = releases(found.records)
       const target = rollbackTarget(all, found.active.version, to, flags.force)
       const migrations = migrationsSince(all, target).map(({ version, migration }) => `${version} (${migration})`)
-      if (migrations.length > 0) {
-        await confirm(
-          `The database was migrated after ${target.version}: ${migrations.join(', ')}. ${target.version} must work with that schema. Go on?`,
-          flags.yes,
-        )
-      }
+      if (migrations.length === 0) return target
+      await confirm(
+        `The database was migrated after ${target.version}: ${migrations.join(', ')}. ${target.version} must work with that schema. Go on?`,
+        agreed,
+      )
+      agreed = true
       return target
     }
     try {
@@ -84,25 +89,25 @@ await runbook(
         log.say(describeServing(found))
         return EXIT.done
       }
-      // Asked before the lock is taken, so that nobody waits for an answer; and chosen again under it.
       await choose(await survey(server))
-      return await changeRelease(
-        { log, server, config, actor, dryRun, wait: waitSeconds(flags), started },
-        `rollback to ${to ?? 'the last good release'}`,
-        async (found) => {
-          const target = rollbackTarget(releases(found.records), found.active?.version ?? '', to, flags.force)
-          return {
-            ...{ action: 'rollback', version: target.version, images: target.images, commit: found.commit },
-            details: [`From: ${found.active?.version}`, `By: ${actor.who}`],
-            async prepare(host) {
-              await log.step(`Images of ${target.version}`, () =>
-                host.write(pullImages(target.images), { timeout: 900 }),
-              )
-              return {}
-            },
-          }
-        },
-      )
+      const run = { log, server, config, actor, dryRun, wait: waitSeconds(flags), started }
+      return await changeRelease(run, `rollback to ${to ?? 'the last good release'}`, async (found) => {
+        const target = await choose(found)
+        const hasFiles = await hasCommit(server, ROOT, target.commit)
+        if (!hasFiles)
+          log.warn(`The files of ${target.commit.slice(0, 7)} are not on the server; those that serve stay.`)
+        const commit = hasFiles ? target.commit : found.commit
+        return {
+          ...{ action: 'rollback', version: target.version, images: target.images, commit },
+          details: [`From: ${found.active?.version}`, `By: ${actor.who}`],
+          async prepare(host) {
+            await log.step(`Images of ${target.version}`, () =>
+              host.write(pullImages(target.images, target.version), { timeout: 900 }),
+            )
+            await log.step(`Files of ${commit.slice(0, 7)}`, () => bringFiles(host, commit, found))
+          },
+        }
+      })
     } finally {
       await server.close()
     }

@@ -1,10 +1,9 @@
 import { ENV_FLAG, runbook } from '../lib/cli.ts'
 import { loadConfig, siteUrl, sshTarget } from '../lib/config.ts'
-import { describeCheck } from '../lib/cutover.ts'
 import { EXIT } from '../lib/errors.ts'
 import { redactor } from '../lib/redact.ts'
 import { parseVersion } from '../lib/release.ts'
-import { databaseChecks, httpChecks, runChecks } from '../lib/smoke.ts'
+import { databaseChecks, describeCheck, httpChecks, runChecks } from '../lib/smoke.ts'
 import { connect } from '../lib/ssh.ts'
 
 await runbook(

@@ -24,10 +24,15 @@ export function runScript(name: string, args: string[] = [], env: Record<string,
   return startScript(name, args, env).ended
 }
 
-export function startScript(name: string, args: string[] = [], env: Record<string, string> = {}) {
+export function startScript(
+  name: string,
+  args: string[] = [],
+  env: Record<string, string> = {},
+  checkout = PROJECT_DIR,
+) {
   const started = performance.now()
   const child = spawn(process.execPath, ['--import', 'tsx', `scripts/${name}.ts`, '--env', ENV_FILE, ...args], {
-    cwd: PROJECT_DIR,
+    cwd: checkout,
     stdio: ['ignore', 'pipe', 'pipe'],
     timeout: LONGEST_SCRIPT_MS,
     env: { ...process.env, GITHUB_ACTIONS: '', GITHUB_ACTOR: '', ...env },
