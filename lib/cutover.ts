@@ -1,3 +1,4 @@
+import { databaseChecks, httpChecks } from './checks.ts'
 import { type Active, type Color, releaseName, renderColorEnv, servicesOf } from './color.ts'
 import { startColor } from './compose.ts'
 import type { Config } from './config.ts'
@@ -8,7 +9,7 @@ import { colorEnv, ROOT } from './layout.ts'
 import type { Log } from './log.ts'
 import type { Images } from './release.ts'
 import { type Command, chain, script, sh } from './shell.ts'
-import { type CheckResult, countsAgainst, databaseChecks, describeCheck, httpChecks, runChecks } from './smoke.ts'
+import { type CheckResult, countsAgainst, describeCheck, runChecks } from './smoke.ts'
 import { drainCommand, followActive, NotSwitched, switchTo } from './switch.ts'
 
 export type CutOver = {

@@ -27,7 +27,8 @@ export async function preflight(host: Host, config: Config<'registry' | 'release
     }
   }
   if (images.status === 'rejected' || problems.length > 0) {
-    throw new Stop(`${problems.join('\n')}\nNothing was touched.`, hints, EXIT.failed)
+    const needsHuman = failures.some((failure) => failure instanceof Stop && failure.code === EXIT.needsHuman)
+    throw new Stop(`${problems.join('\n')}\nNothing was touched.`, hints, needsHuman ? EXIT.needsHuman : EXIT.failed)
   }
   return images.value
 }

@@ -1,9 +1,10 @@
+import { databaseChecks, httpChecks } from '../lib/checks.ts'
 import { ENV_FLAG, runbook } from '../lib/cli.ts'
 import { loadConfig, siteUrl, sshTarget } from '../lib/config.ts'
 import { EXIT } from '../lib/errors.ts'
 import { redactor } from '../lib/redact.ts'
 import { parseVersion } from '../lib/release.ts'
-import { databaseChecks, describeCheck, httpChecks, runChecks } from '../lib/smoke.ts'
+import { describeCheck, runChecks } from '../lib/smoke.ts'
 import { connect } from '../lib/ssh.ts'
 
 await runbook(

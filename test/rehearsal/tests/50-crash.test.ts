@@ -230,6 +230,19 @@ test('Ctrl-C before the switch stops within 7 s, exits 130 and says what serves'
   assert.is(await servedVersion(), serves)
 })
 
+test('Ctrl-C in the switch lets it end, then switches back', async () => {
+  const serves = await servedVersion()
+  const run = await strikeDuring('deploy', [otherVersion(serves)], 'Switch', async ({ child }) => {
+    child.kill('SIGINT')
+  })
+  if (run.code !== 0) assert.is(run.code, 130, said(run))
+  await sleep(12_000)
+  // Longer than nginx is given to confirm a switch: nothing that was left behind may still change it.
+  const { active, serving } = await serverSurvey()
+  assert.is(serving, releaseName(active))
+  assert.is(await servedVersion(), run.code === 0 ? otherVersion(serves) : serves)
+})
+
 test('Ctrl-C after the switch switches back first', async () => {
   const serves = await servedVersion()
   const run = await strikeDuring('deploy', [otherVersion(serves)], 'Smoke', async ({ child }) => {

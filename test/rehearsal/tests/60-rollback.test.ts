@@ -41,7 +41,7 @@ docker ps -a --no-trunc --format '{{.ID}} {{.Names}} {{.State}} {{.CreatedAt}}' 
 docker images --no-trunc --format '{{.ID}} {{.Repository}} {{.Tag}} {{.Digest}}' | sort
 docker network ls -q | sort; docker volume ls -q | sort
 docker exec kgc-nginx-proxy-1 sh -c "ps -o pid= -o args= | grep '[n]ginx'"
-find /home/deploy /tmp -type f -printf '%p %s %T@\\n' 2>/dev/null | sort`),
+find /home/deploy /tmp -type f -not -name 'runc-process*' -printf '%p %s %T@\\n' 2>/dev/null | sort`),
   )
 
 const deployed = async (version: string, env: Record<string, string> = {}) => {

@@ -160,7 +160,7 @@ test('an empty release.conf is never taken for a server without a release', asyn
   const missing = await runScript('deploy', ['v2'])
   await serverRead(script('cd /opt/kgc/state/nginx && mv saved release.conf'))
   for (const one of [run, missing]) {
-    assert.is(one.code, 1, said(one))
+    assert.is(one.code, 5, said(one))
     assert.match(one.stderr, /release\.conf on the server is not a file that deploy wrote/)
   }
   assert.is(await servedVersion(), 'v1')
