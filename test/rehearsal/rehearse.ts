@@ -4,11 +4,22 @@ import { EXIT, Stop } from '../../lib/errors.ts'
 import { localHost } from '../../lib/local.ts'
 import type { Log } from '../../lib/log.ts'
 import { script, sh } from '../../lib/shell.ts'
-import { survey } from '../../lib/survey.ts'
+import { type Survey, survey } from '../../lib/survey.ts'
 import { buildImages, pushImages } from './build.ts'
 import { makeCertificates } from './certificates.ts'
 import { ensureEngine, local, stopOwnEngine } from './engine.ts'
-import { inState, makeStateDir, NETWORKS, PREFIX, PROJECT_DIR, REGISTRY, SERVER, SINK, STATE_DIR } from './names.ts'
+import {
+  DOMAIN,
+  inState,
+  makeStateDir,
+  NETWORKS,
+  PREFIX,
+  PROJECT_DIR,
+  REGISTRY,
+  SERVER,
+  SINK,
+  STATE_DIR,
+} from './names.ts'
 import { claimNames, connectAs, makeNetworks, removeServer, startRegistry, startServer, startSink } from './server.ts'
 import { makeRegistryPassword, setUpServer } from './setup.ts'
 
@@ -30,20 +41,25 @@ export async function raise(log: Log): Promise<void> {
 
 async function up(log: Log): Promise<void> {
   await raise(log)
-  const host = await connectAs('deploy')
-  const { active, records } = await survey(host).finally(() => host.close())
+  const { records } = await surveyServer()
   for (const version of ['v1', 'v2']) {
     if (records.some((run) => run.version === version && run.outcome === 'good')) continue
     await deploy(version)
   }
+  const { active } = await surveyServer()
   log.result(`
-The rehearsal server runs${active ? ` and serves ${active.version}` : ''}.
+The rehearsal server runs and serves ${active?.version}.
 
-  site      https://${'erp.kgc.test'} at ${SERVER.address}, certificates by .rehearsal/ca.pem
+  site      https://${DOMAIN} at ${SERVER.address}, certificates by .rehearsal/ca.pem
   ssh       ssh -i .rehearsal/id_ed25519 deploy@${SERVER.address}
   messages  ${SINK.url}/messages
   drive it  npx tsx scripts/<any>.ts --env .rehearsal/.env
   remove    npm run rehearse -- down`)
+}
+
+async function surveyServer(): Promise<Survey> {
+  const host = await connectAs('deploy')
+  return survey(host).finally(() => host.close())
 }
 
 /** As an operator would: the same command, in a process of its own, with its output shown. */

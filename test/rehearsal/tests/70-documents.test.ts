@@ -4,6 +4,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { localHost } from '../../../lib/local.ts'
 import { script, sh } from '../../../lib/shell.ts'
+import { docker } from '../engine.ts'
 import { ENV_FILE, onServer, rehearsal, runScript, said, serverSurvey } from '../harness.ts'
 import { PROJECT_DIR } from '../names.ts'
 
@@ -70,6 +71,16 @@ for (const { where, heading, lines } of [...blocksOf('README.md'), ...blocksOf('
     assert.is(code, 0, `${stdout}${stderr}`)
   })
 }
+
+test('npm run rehearse, when it runs already, changes nothing and is quick', async () => {
+  const running = () => docker(sh`ps --no-trunc --format ${'{{.ID}} {{.Names}} {{.Status}}'}`)
+  const ids = (text: string) => text.replace(/ Up .*/g, '')
+  const before = { outside: ids(await running()), server: await serverSurvey() }
+  const { code, stdout, stderr } = await localHost().probe(sh`cd ${PROJECT_DIR} && npm run rehearse`, { timeout: 120 })
+  assert.is(code, 0, `${stdout}${stderr}`)
+  assert.is(ids(await running()), before.outside)
+  assert.equal(await serverSurvey(), before.server)
+})
 
 test('the index of the runbook leads to sections that exist', () => {
   const text = readFileSync(join(PROJECT_DIR, 'RUNBOOK.md'), 'utf8')
