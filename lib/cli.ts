@@ -7,6 +7,8 @@ export type Flag = { type: 'boolean' | 'string'; help: string; value?: string; s
 
 export type Usage<F extends Record<string, Flag>> = {
   name: string
+  /** What one types to run it, when it is not one of the scripts. */
+  command?: string
   summary: string
   /** Names of the positional arguments, e.g. ['vN']; `required` says how many of them must be there. */
   positionals?: { names: string[]; required: number }
@@ -113,17 +115,19 @@ export function helpText<F extends Record<string, Flag>>(usage: Usage<F>): strin
   const width = Math.max(...rows.map(([left]) => left.length)) + 2
   return `${usage.summary}
 
-Usage: npx tsx scripts/${usage.name}.ts ${synopsis(usage)}
+Usage: ${commandOf(usage)} ${synopsis(usage)}
 
 ${rows.map(([left, right]) => `  ${left.padEnd(width)}${right}`).join('\n')}
 
 Examples:
-${usage.examples.map((example) => `  npx tsx scripts/${usage.name}.ts ${example}`.trimEnd()).join('\n')}
+${usage.examples.map((example) => `  ${commandOf(usage)} ${example}`.trimEnd()).join('\n')}
 
 Exit codes: 0 done · 1 failed, what served before still serves · 2 wrong usage or configuration · 3 another run holds the
 lock · 4 failed after the switch and was switched back · 5 needs a human · 130 interrupted
 `
 }
+
+const commandOf = ({ name, command }: { name: string; command?: string }) => command ?? `npx tsx scripts/${name}.ts`
 
 function synopsis<F extends Record<string, Flag>>({ positionals }: Usage<F>): string {
   const names = positionals?.names.map((name, index) => (index < positionals.required ? name : `[${name}]`)) ?? []
@@ -132,7 +136,7 @@ function synopsis<F extends Record<string, Flag>>({ positionals }: Usage<F>): st
 
 function usageError<F extends Record<string, Flag>>(usage: Usage<F>, problem: string, meant?: string): Stop {
   const hint = meant ? ` Did you mean --${meant}?` : ''
-  return new Stop(`${problem}${hint}`, [`npx tsx scripts/${usage.name}.ts --help`], EXIT.usage)
+  return new Stop(`${problem}${hint}`, [`${commandOf(usage)} --help`], EXIT.usage)
 }
 
 /** The known word that shares the most letters with a mistyped one, if any is near. */

@@ -95,6 +95,7 @@ if (process.argv[1]?.endsWith('rehearse.ts')) {
   await runbook(
     {
       name: 'rehearse',
+      command: 'npm run rehearse --',
       summary: 'Raises a production-shaped server on this machine and deploys the ERP on it; `down` removes all of it.',
       positionals: { names: ['down'], required: 0 },
       flags: {},

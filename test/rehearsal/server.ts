@@ -137,7 +137,8 @@ export async function removeServer(): Promise<void> {
     async () => !(await isMounted()) || (await local.probe(sh`umount ${DISK}`)).code === 0,
     'the disk to be released',
   )
-  await local.read(sh`rm -rf ${DISK} ${DISK_IMAGE}`)
+  // Without the configuration the next server counts as one that is not set up yet.
+  await local.read(sh`rm -rf ${DISK} ${DISK_IMAGE} ${inState('.env')}`)
 }
 
 const isMounted = async () => (await local.probe(sh`mountpoint -q ${DISK}`)).code === 0
