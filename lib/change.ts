@@ -80,13 +80,15 @@ export async function changeRelease(
       ...(before ? { from: before.version } : {}),
       ...(actor.runUrl ? { runUrl: actor.runUrl } : {}),
     })
+    let filesAreBack = found.commit === '' || found.commit === commit
     const putFilesBack = async () => {
-      if (found.commit === '' || found.commit === commit) return
+      if (filesAreBack) return
       await log.step(
         `Files of ${found.commit.slice(0, 7)} again`,
         () => host.write(checkoutCommit(found.commit)),
         'always',
       )
+      filesAreBack = true
     }
     try {
       await change.prepare(host, found, write)
@@ -94,6 +96,7 @@ export async function changeRelease(
         await log.step('Idle color is idle', () => settle(host, before, found.serving, config.release.DRAIN_TIMEOUT))
       await cutOver({ host, log, config, dryRun, next, images, before, putFilesBack })
     } catch (error) {
+      await putFilesBack().catch((failure) => log.warn(messageOf(failure)))
       const now = await survey(server).then(
         describeServing,
         () => 'The server does not answer, so what serves now is not known.',

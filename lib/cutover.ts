@@ -50,7 +50,6 @@ export async function cutOver(run: CutOver): Promise<void> {
   } catch (error) {
     // Whether a connection that broke in the switch left it done or not cannot be known: switching back is right for both.
     if (log.current?.startsWith('Switch') && !(error instanceof NotSwitched)) throw await switchBack(run, error)
-    await run.putFilesBack()
     await stopAgain(run)
     throw error
   }
