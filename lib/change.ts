@@ -110,7 +110,8 @@ export async function changeRelease(
       throw error instanceof Stop ? error.withServing(now) : error
     }
     const took = (Date.now() - started) / 1000
-    await write({ outcome: 'good', timings: log.timings, seconds: took })
+    const good = { outcome: 'good', timings: log.timings, seconds: took } as const
+    await write(good).catch(() => log.warn('This run could not be recorded.'))
     const leftover = await cleanUp(run, host, found, images)
     if (dryRun) {
       log.say('Dry run: nothing was changed.')

@@ -32,16 +32,17 @@ const emptyColorEnvs = script(`cd ${ROOT} && touch state/blue.env state/green.en
 /** `nginx -t` on the next files, in a container of its own, without a network. */
 const testNginx = compose(sh`run --rm --no-deps -T nginx-check`, `${ROOT}/${NEXT}`)
 
-/**
- * Starts whatever of the stack does not run, in the order of its dependencies; on an empty server that is all of it.
- * What runs is left alone. Once there is a release, a service that does not come up is only named: a broken exporter
- * must not stand in the way of a hotfix.
- * @returns the services that run otherwise than their files say
- */
-export async function startStack(log: Log, host: Host, found: Survey): Promise<Drift[]> {
+/** What of the stack does not run, and what runs otherwise than its files say. */
+export async function inspectStack(host: Host, found: Survey): Promise<{ missing: string[]; drift: Drift[] }> {
   const [config, drift] = await Promise.all([host.read(listServices()), findDrift(host)])
-  const missing = stackServices(config).filter((service) => found.containers[service] !== 'running')
-  if (missing.length === 0) return drift
+  return { missing: stackServices(config).filter((service) => found.containers[service] !== 'running'), drift }
+}
+
+/**
+ * Starts services of the stack in the order of their dependencies; on an empty server that is all of it. Once there is a
+ * release, a service that does not come up is only named: a broken exporter must not stand in the way of a hotfix.
+ */
+export async function startStack(log: Log, host: Host, found: Survey, missing: string[]): Promise<void> {
   const seconds = found.active ? RESTART_SECONDS : STACK_START_SECONDS
   await host.write(startMissing(missing, seconds), { timeout: seconds + 60 }).catch((error) => {
     if (!found.active) throw error
@@ -49,7 +50,6 @@ export async function startStack(log: Log, host: Host, found: Survey): Promise<D
       `Of ${missing.join(', ')}, which did not run, not all came up: ${messageOf(error).split('\n').pop()?.trim()}`,
     )
   })
-  return drift
 }
 
 /** Shows what differs, and makes it so when asked to. */

@@ -3,7 +3,7 @@ import { type Change, changeRelease } from '../lib/change.ts'
 import { localCommit, sendCommit } from '../lib/checkout.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook, WAIT_FLAG, waitSeconds } from '../lib/cli.ts'
 import { loadConfig, siteUrl, sshTarget } from '../lib/config.ts'
-import { applyStack, bringFiles, startStack } from '../lib/files.ts'
+import { applyStack, bringFiles, inspectStack, startStack } from '../lib/files.ts'
 import { localHost } from '../lib/local.ts'
 import { migrate } from '../lib/migration.ts'
 import { diffFiles } from '../lib/plan.ts'
@@ -64,11 +64,13 @@ await runbook(
             await log.step(`Files of ${short}`, () =>
               bringFiles(host, commit.hash, found, () => sendCommit(local, host, commit.hash, found.commit)),
             )
-            await log.step(`Pull ${version}`, () => host.write(pullImages(images, version), { timeout: 900 }))
-            if (found.commit !== '' || !dryRun) {
-              const drift = await log.step('Start what does not run', () => startStack(log, host, found))
-              if (drift.length > 0) await applyStack(log, host, drift, flags.stack)
-            }
+            const pull = () => host.write(pullImages(images, version), { timeout: 900 })
+            // On an empty server a dry run finds no files to read.
+            const inspect = () => (dryRun && !found.commit ? { missing: [], drift: [] } : inspectStack(host, found))
+            const [, { missing, drift }] = await log.step(`Pull ${version}`, () => Promise.all([pull(), inspect()]))
+            if (missing.length > 0)
+              await log.step('Start what does not run', () => startStack(log, host, found, missing))
+            if (drift.length > 0) await applyStack(log, host, drift, flags.stack)
             await migrate({ host, log, note, command: config.release.MIGRATE_COMMAND, image: images.backend })
           },
         }),

@@ -12,7 +12,7 @@ const HOSTILE = [
   `it's "quoted"`,
   '$(touch /tmp/kgc-owned)',
   '`id`',
-  '$HOME ${HOME} $$',
+  ['$HOME $', '{HOME} $$'].join(''),
   '; rm -rf / #',
   'a\nb\n',
   '\ttab\\back\\slash\\',

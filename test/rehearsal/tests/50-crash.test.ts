@@ -30,7 +30,6 @@ const DEPLOY_STEPS = [
   'Lock',
   'Files',
   'Pull',
-  'Start what',
   'Idle',
   'Start v',
   'Health',
