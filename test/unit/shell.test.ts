@@ -1,7 +1,7 @@
 import { execFileSync } from 'node:child_process'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { chain, quote, sh } from '../../lib/shell.ts'
+import { chain, quote, script, sh } from '../../lib/shell.ts'
 
 const test = suite('a command for the shell')
 
@@ -56,6 +56,12 @@ test('leaves plain words readable', () => {
 
 test('puts commands into commands without quoting them again', () => {
   assert.is(chain(sh`cd ${'/a b'}`, sh`ls ${['-l']}`).shell, "cd '/a b' && ls -l")
+})
+
+test('stops a chain at the first line that fails, inside of longer texts too', () => {
+  const longer = script('false\necho went on')
+  assert.throws(() => throughRealShell('/bin/sh', chain(longer, sh`echo next`).shell))
+  assert.is(throughRealShell('/bin/sh', chain(script('true\ntrue'), sh`echo next`).shell), 'next\n')
 })
 
 test('refuses a NUL byte, which no argument can carry', () => {
