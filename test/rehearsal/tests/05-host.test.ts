@@ -66,7 +66,7 @@ test('ends a command and its children on the server at the time limit, and says 
     const failed = await host.read(script('sleep 4711 & sleep 4711; true'), { timeout: 1 }).catch((error) => error)
     assert.instance(failed, CommandFailed)
     assert.match(failed.message, /time limit of 1 s/)
-    assert.ok(Date.now() - started < 4000)
+    assert.ok(Date.now() - started < 8000)
   }, 'deploy')
   assert.is(await serverRead(script("pgrep -fc '^sleep 4711' || true")), '0')
 })
@@ -88,7 +88,8 @@ test('runs several commands at the same time on its one connection', async () =>
   await onServer(async (host) => {
     const started = Date.now()
     await Promise.all(Array.from({ length: 8 }, () => host.read(sh`sleep 1`)))
-    assert.ok(Date.now() - started < 3000)
+    // One after another they would take 8 s.
+    assert.ok(Date.now() - started < 6000)
   }, 'deploy')
 })
 
@@ -111,7 +112,7 @@ test('gives up on an address that does not answer', async () => {
   const started = Date.now()
   const failed = await connect({ ...(await target()), host: '198.51.100.99' }).catch((error) => error)
   assert.match(failed.message, /did not answer/)
-  assert.ok(Date.now() - started < 12_000)
+  assert.ok(Date.now() - started < 20_000)
 })
 
 test.run()

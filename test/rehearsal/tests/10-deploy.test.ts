@@ -115,6 +115,10 @@ test('a release that fails the smoke tests is switched back by itself: exit 4, e
   assert.is(run.code, 4, said(run))
   assert.match(run.stderr, /✘ login \(\d+ ms\): expected 200 with an accessToken; came 500/)
   assert.match(run.stderr, /v4-broken was switched back/)
+  const back = Number(/Switch back to .* ([\d.]+) s/.exec(run.stderr)?.[1])
+  console.log(`  switching back took ${back} s`)
+  // Measured 0.3 to 0.4 s; the bound leaves room for a busy machine.
+  assert.ok(back < 4, `${back} s`)
   assert.is(await servedVersion(), 'v2')
   assert.equal((await serverSurvey()).active, before)
 })

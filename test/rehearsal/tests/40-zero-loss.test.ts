@@ -143,9 +143,9 @@ test('a deploy that fails its smoke tests loses nothing and is switched back at 
     `the bad release served for ${served.toFixed(2)} s, its smoke tests included; switching back took ${back} s`,
   )
   await assertNothingLost(load)
-  // Measured 0.5 s and 1.4 s; the bounds leave room for a busy machine.
-  assert.ok(back < 2, `${back} s`)
-  assert.ok(served < 5, `${served} s`)
+  // Measured 0.5 s and 1.4 s, and 2 s and 3.5 s with something else on the two cores: the bounds leave room for that.
+  assert.ok(back < 8, `${back} s`)
+  assert.ok(served < 15, `${served} s`)
 })
 
 test.run()
