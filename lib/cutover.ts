@@ -34,6 +34,7 @@ export type CutOver = {
 export async function cutOver(run: CutOver): Promise<void> {
   const { host, log, next } = run
   let surroundings: CheckResult[] = []
+  let switching = false
   try {
     await log.step(
       `Start ${next.version} as ${next.color}`,
@@ -45,11 +46,12 @@ export async function cutOver(run: CutOver): Promise<void> {
       if (healthy.status === 'rejected') throw healthy.reason
       surroundings = results.status === 'fulfilled' ? results.value : []
     })
+    switching = true
     // Never left in the middle: two switches at once could undo each other.
     await log.step(`Switch to ${releaseName(next)}`, () => switchTo(host, next), 'whole')
   } catch (error) {
     // Whether a connection that broke in the switch left it done or not cannot be known: switching back is right for both.
-    if (log.current?.startsWith('Switch') && !(error instanceof NotSwitched)) throw await switchBack(run, error)
+    if (switching && !(error instanceof NotSwitched) && !isInterruption(error)) throw await switchBack(run, error)
     await stopAgain(run)
     throw error
   }
@@ -78,9 +80,10 @@ async function switchBack(run: CutOver, error: unknown): Promise<Stop> {
   await stopAgain(run)
   const message = `${messageOf(error)}\n${next.version} was switched back.`
   if (error instanceof BadRelease) return new BadRelease(message, [], EXIT.rolledBack)
-  const interrupted = error instanceof Stop && error.code === EXIT.interrupted
-  return new Stop(message, [], interrupted ? EXIT.interrupted : EXIT.rolledBack)
+  return new Stop(message, [], isInterruption(error) ? EXIT.interrupted : EXIT.rolledBack)
 }
+
+const isInterruption = (error: unknown) => error instanceof Stop && error.code === EXIT.interrupted
 
 const stopAgain = (run: CutOver) =>
   run.log
