@@ -1,7 +1,7 @@
 import { colorEnv, ROOT } from './layout.ts'
 import { type Command, sh } from './shell.ts'
 
-export const PROJECT = 'kgc'
+const PROJECT = 'kgc'
 const FILES = ['base', 'data', 'kgc', 'vendors', 'operations'].map((name) => `compose/${name}.yaml`)
 const ENV_FILES = ['.env', colorEnv('blue'), colorEnv('green')]
 
@@ -25,14 +25,14 @@ export const startMissing = (services: string[], waitSeconds: number) =>
 /** Starts one color as its env file says; touches nothing else. */
 export const startColor = (services: string[]) => compose(sh`up -d --no-deps ${services}`)
 
-/** Every service that must run besides the two colors. Jobs are left out: whoever needs them starts them. */
-export const listServices = (root = ROOT) => compose(sh`config --format json`, root)
+/** Prints the whole configuration; `stackServices` reads it. */
+export const listServices = compose(sh`config --format json`)
 
 type ComposeConfig = { services: Record<string, { restart?: string; image?: string }> }
 
 /**
  * @param json what `listServices` printed
- * @returns the long-running services apart from the colors
+ * @returns the services that must run besides the two colors; jobs are left out: whoever needs them starts them
  */
 export function stackServices(json: string): string[] {
   const { services } = JSON.parse(json) as ComposeConfig

@@ -34,7 +34,7 @@ const testNginx = compose(sh`run --rm --no-deps -T nginx-check`, `${ROOT}/${NEXT
 
 /** What of the stack does not run, and what runs otherwise than its files say. */
 export async function inspectStack(host: Host, found: Survey): Promise<{ missing: string[]; drift: Drift[] }> {
-  const [config, drift] = await Promise.all([host.read(listServices()), findDrift(host)])
+  const [config, drift] = await Promise.all([host.read(listServices), findDrift(host)])
   return { missing: stackServices(config).filter((service) => found.containers[service] !== 'running'), drift }
 }
 

@@ -25,7 +25,7 @@ export type Survey = {
 }
 
 /** One round trip for all of it: each costs about 0.1 s over a real network. */
-export const surveyCommand: Command = script(`
+const surveyCommand: Command = script(`
 cd ${ROOT} 2>/dev/null && [ -f .env ] || { echo '@@unprepared'; exit 0; }
 echo '@@commit'; git rev-parse -q --verify HEAD || true
 # Before the first checkout there is nothing to compare with, and after one that was cut off it will be done again.

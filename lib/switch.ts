@@ -53,7 +53,7 @@ const inProxy = (text: string) => sh`docker exec -i ${PROXY} sh -c ${text}`
  * Makes a color serve: writes the active file by rename, reloads, waits for the workers' word. When nginx refuses the
  * file or does not take it, the file before comes back in the same breath.
  */
-export function switchCommand(active: Active | undefined): Command {
+function switchCommand(active: Active | undefined): Command {
   return script(`
 set -e
 cd ${ROOT}

@@ -167,6 +167,17 @@ for (const step of process.env.SOAK ? DEPLOY_STEPS.slice(2) : ['Start v', 'Switc
   })
 }
 
+/** Inserts or deletes the rules that swallow every packet of SSH connections, in both directions. */
+const dropRules = (action: '-I' | '-D', ports: string[]) =>
+  script(
+    ports
+      .flatMap((port) => [
+        `iptables ${action} INPUT -p tcp --sport ${port} --dport 22 -j DROP`,
+        `iptables ${action} OUTPUT -p tcp --dport ${port} --sport 22 -j DROP`,
+      ])
+      .join('\n'),
+  )
+
 test('the network between runner and server goes silent: the lock is free again within 20 s, and the next deploy works', async () => {
   const serves = await servedVersion()
   const deploys = script("ss -Htn state established '( sport = :22 )' | awk '{ print $4 }' | sed 's/.*://' | sort")
@@ -180,16 +191,7 @@ test('the network between runner and server goes silent: the lock is free again 
     async () => {
       silent = (await serverRead(deploys)).split('\n').filter((port) => !before.includes(port))
       // Not this check's own connection: it ends by itself.
-      await serverRead(
-        script(
-          silent
-            .map(
-              (port) =>
-                `iptables -I INPUT -p tcp --sport ${port} --dport 22 -j DROP; iptables -I OUTPUT -p tcp --dport ${port} --sport 22 -j DROP`,
-            )
-            .join('\n'),
-        ),
-      )
+      await serverRead(dropRules('-I', silent))
       const next = await runScript('deploy', [serves, '--wait', '40'])
       assert.is(next.code, 0, said(next))
       console.log(
@@ -197,16 +199,7 @@ test('the network between runner and server goes silent: the lock is free again 
       )
     },
   )
-  await serverRead(
-    script(
-      silent
-        .map(
-          (port) =>
-            `iptables -D INPUT -p tcp --sport ${port} --dport 22 -j DROP; iptables -D OUTPUT -p tcp --dport ${port} --sport 22 -j DROP`,
-        )
-        .join('\n'),
-    ),
-  )
+  await serverRead(dropRules('-D', silent))
   assert.is.not(run.code, 0)
   assert.is(await servedVersion(), serves)
 })
