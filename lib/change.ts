@@ -3,7 +3,7 @@ import type { Actor } from './actor.ts'
 import { checkoutCommit } from './checkout.ts'
 import { other, releaseName } from './color.ts'
 import { type Config, siteUrl } from './config.ts'
-import { cutOver, retire, settle } from './cutover.ts'
+import { cutOver, isSettled, retire, settle } from './cutover.ts'
 import { BadRelease, EXIT, type ExitCode, messageOf, Stop } from './errors.ts'
 import { appendRecord } from './history.ts'
 import type { Host } from './host.ts'
@@ -24,6 +24,8 @@ export type Run = {
   wait: number
   /** When the command was given, in milliseconds since 1970. */
   started: number
+  /** What the server was like before the lock was taken: still right when no other run came between. */
+  known: Survey
 }
 
 /** What a run does that is its own; the rest is the same for a deploy and a rollback. */
@@ -36,6 +38,8 @@ export type Change = {
   details: string[]
   /** Everything before the new color starts. `note` adds to the record of this run. */
   prepare(host: Host, found: Survey, note: (line: Partial<ReleaseRecord>) => Promise<unknown>): Promise<void>
+  /** What is worth telling once the release serves; it runs beside the draining. */
+  lookBack?(host: Host): Promise<void>
 }
 
 /** Characters: it may hold a container's log. */
@@ -51,12 +55,12 @@ export async function changeRelease(
   action: string,
   choose: (found: Survey, host: Host) => Promise<Change>,
 ): Promise<ExitCode> {
-  const { log, server, config, actor, dryRun, wait, started } = run
+  const { log, server, config, actor, dryRun, wait, started, known } = run
   const url = siteUrl(config.front)
   const tell = (text: string) => (dryRun ? Promise.resolve() : notify(log, config.notify.SLACK_WEBHOOK_URL, text))
 
-  return withLock(server, log, { ...actor, action }, { dryRun, wait }, async (host) => {
-    const found = await survey(server)
+  return withLock(server, log, { ...actor, action }, { dryRun, wait }, async (host, sum = known.sum) => {
+    const found = sum === known.sum ? known : await survey(server)
     const before = found.active
     const change = await choose(found, host)
     const { version, images, commit } = change
@@ -67,7 +71,7 @@ export async function changeRelease(
 
     log.say(`  ${describeServing(found)} ${version} goes to ${next.color}.`)
     const announced = tell(`${title} started by ${actor.who}: ${url}`)
-    await write({
+    const recorded = write({
       ...{
         action: change.action,
         version,
@@ -80,6 +84,7 @@ export async function changeRelease(
       ...(before ? { from: before.version } : {}),
       ...(actor.runUrl ? { runUrl: actor.runUrl } : {}),
     })
+    recorded.catch(() => {})
     let filesAreBack = found.commit === '' || found.commit === commit
     const putFilesBack = async () => {
       if (filesAreBack) return
@@ -92,7 +97,8 @@ export async function changeRelease(
     }
     try {
       await change.prepare(host, found, write)
-      if (before)
+      await recorded
+      if (before && !isSettled(found))
         await log.step('Idle color is idle', () => settle(host, before, found.serving, config.release.DRAIN_TIMEOUT))
       await cutOver({ host, log, config, dryRun, next, images, before, putFilesBack })
     } catch (error) {
@@ -112,7 +118,9 @@ export async function changeRelease(
     const took = (Date.now() - started) / 1000
     const good = { outcome: 'good', timings: log.timings, seconds: took } as const
     await write(good).catch(() => log.warn('This run could not be recorded.'))
+    const lookingBack = change.lookBack?.(host).catch((error) => log.warn(messageOf(error)))
     const leftover = await cleanUp(run, host, found, images)
+    await lookingBack
     if (dryRun) {
       log.say('Dry run: nothing was changed.')
       return EXIT.done

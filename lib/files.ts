@@ -4,7 +4,7 @@ import { messageOf } from './errors.ts'
 import type { Host } from './host.ts'
 import { ROOT } from './layout.ts'
 import type { Log } from './log.ts'
-import { applyDrift, type Drift, describeDrift, findDrift } from './plan.ts'
+import { applyDrift, type Drift, describeDrift } from './plan.ts'
 import { chain, script, sh } from './shell.ts'
 import type { Survey } from './survey.ts'
 import { prepareActive } from './switch.ts'
@@ -32,11 +32,8 @@ const emptyColorEnvs = script(`cd ${ROOT} && touch state/blue.env state/green.en
 /** `nginx -t` on the next files, in a container of its own, without a network. */
 const testNginx = compose(sh`run --rm --no-deps -T nginx-check`, `${ROOT}/${NEXT}`)
 
-/** What of the stack does not run, and what runs otherwise than its files say. */
-export async function inspectStack(host: Host, found: Survey): Promise<{ missing: string[]; drift: Drift[] }> {
-  const [config, drift] = await Promise.all([host.read(listServices), findDrift(host)])
-  return { missing: stackServices(config).filter((service) => found.containers[service] !== 'running'), drift }
-}
+/** The services that the server's files name besides the two colors and jobs. */
+export const listStack = async (host: Host): Promise<string[]> => stackServices(await host.read(listServices))
 
 /**
  * Starts services of the stack in the order of their dependencies; on an empty server that is all of it. Once there is a
@@ -52,11 +49,16 @@ export async function startStack(log: Log, host: Host, found: Survey, missing: s
   })
 }
 
-/** Shows what differs, and makes it so when asked to. */
-export async function applyStack(log: Log, host: Host, drift: Drift[], apply: boolean): Promise<void> {
+/** Shows which services do not run as their files say. */
+export function showDrift(log: Log, drift: Drift[], apply: boolean): void {
+  if (drift.length === 0) return
   log.say('  These services do not run as their files say:')
   for (const line of describeDrift(drift)) log.say(`  ${line}`)
-  if (!apply) return log.say('  They are left as they are; deploy with --stack changes them.')
+  if (!apply) log.say('  They are left as they are; deploy with --stack changes them.')
+}
+
+/** Makes services run as their files say. */
+export async function applyStack(log: Log, host: Host, drift: Drift[]): Promise<void> {
   await log.step('Change the stack', async () => {
     for (const command of applyDrift(drift, STACK_START_SECONDS))
       await host.write(command, { timeout: STACK_START_SECONDS + 60 })

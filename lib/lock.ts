@@ -5,6 +5,7 @@ import type { Host } from './host.ts'
 import { LOCK, LOCK_HOLDER, ROOT, STEP_LOCK } from './layout.ts'
 import type { Log } from './log.ts'
 import { type Command, script, sh } from './shell.ts'
+import { stateSum } from './survey.ts'
 
 export type Holder = Actor & { since: string; action: string }
 
@@ -14,19 +15,25 @@ const LONGEST_RUN_SECONDS = 2 * 3600
 const LEFTOVER_SECONDS = 120
 const HELD_BY_ANOTHER = 75
 const LEFTOVER_WORKS = 76
+const LOCKED = 'locked '
 
-/** Runs the work while this run holds the server's lock; a dry run takes no lock. */
+/**
+ * Runs the work while this run holds the server's lock; a dry run takes no lock.
+ * @param work gets the server's `stateSum` from the moment the lock was taken, or undefined in a dry run
+ */
 export async function withLock<T>(
   host: Host,
   log: Log,
   holder: Omit<Holder, 'since'>,
   { dryRun, wait }: { dryRun: boolean; wait: number },
-  work: (host: Host) => Promise<T>,
+  work: (host: Host, sum?: string) => Promise<T>,
 ): Promise<T> {
   if (dryRun) return work(host)
-  const unlock = await log.step('Lock', () => acquireLock(host, { ...holder, since: new Date().toISOString() }, wait))
+  const { unlock, sum } = await log.step('Lock', () =>
+    acquireLock(host, { ...holder, since: new Date().toISOString() }, wait),
+  )
   try {
-    return await work(underLock(host))
+    return await work(underLock(host), sum)
   } finally {
     await unlock()
   }
@@ -36,26 +43,31 @@ export async function withLock<T>(
  * Takes the server's deploy lock: a flock held by a process that lives as long as its SSH channel. When the runner,
  * its network or the server dies, the channel's stdin ends, and with it the process and the lock; no lock can go stale.
  * @param waitSeconds how long to wait for another run; 0 refuses at once
- * @returns a function that gives the lock back
+ * @returns a function that gives the lock back, and the server's `stateSum`
  * @throws Stop (exit 3) that says who holds it, since when, and from where
  */
-export async function acquireLock(host: Host, holder: Holder, waitSeconds: number): Promise<() => Promise<void>> {
+export async function acquireLock(
+  host: Host,
+  holder: Holder,
+  waitSeconds: number,
+): Promise<{ unlock: () => Promise<void>; sum: string }> {
   const stdin = new PassThrough()
-  let granted = () => {}
-  const taken = new Promise<'taken'>((resolve) => {
-    granted = () => resolve('taken')
+  let granted = (_sum: string) => {}
+  const taken = new Promise<string>((resolve) => {
+    granted = resolve
   })
   const ended = host.probe(holdLock(holder, waitSeconds), {
     timeout: LONGEST_RUN_SECONDS,
     input: stdin,
-    onLine: (line) => line === 'locked' && granted(),
+    onLine: (line) => line.startsWith(LOCKED) && granted(line.slice(LOCKED.length)),
   })
   const outcome = await Promise.race([taken, ended])
-  if (outcome === 'taken') {
-    return async () => {
+  if (typeof outcome === 'string') {
+    const unlock = async () => {
       stdin.end()
       await ended
     }
+    return { unlock, sum: outcome }
   }
   if (outcome.code === HELD_BY_ANOTHER) throw await explainHolder(host)
   if (outcome.code === LEFTOVER_WORKS) {
@@ -75,7 +87,7 @@ function holdLock(holder: Holder, waitSeconds: number): Command {
   const hold = script(`
 flock -x -w ${Math.max(LEFTOVER_SECONDS, waitSeconds)} ${STEP_LOCK} true || exit ${LEFTOVER_WORKS}
 printf '%s\\n' "$1" > ${LOCK_HOLDER}
-echo locked
+echo "${LOCKED}$(${stateSum.shell})"
 cat > /dev/null`)
   const wait = waitSeconds > 0 ? ['-w', String(waitSeconds)] : ['-n']
   return sh`cd ${ROOT} && mkdir -p state/nginx && flock ${wait} -E ${HELD_BY_ANOTHER} ${LOCK} sh -c ${hold.shell} hold ${JSON.stringify(holder)}`

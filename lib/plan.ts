@@ -1,3 +1,4 @@
+import type { Readable } from 'node:stream'
 import { compose } from './compose.ts'
 import type { Host } from './host.ts'
 import { ROOT } from './layout.ts'
@@ -31,6 +32,9 @@ while read -r service started source; do
 done
 `)
 
+/** Neither a color nor a check: those are started when they are needed. */
+const isStack = (service: string) => !/^kgc-(backend|frontend)-|^nginx-check$/.test(service)
+
 export function parseDrift(output: string): Drift[] {
   const [, wanted = '', running = '', younger = ''] = output.split(/^@@\w+$/m)
   const pairs = (text: string) =>
@@ -41,7 +45,6 @@ export function parseDrift(output: string): Drift[] {
         .map((line) => line.trim().split(/\s+/) as [string, string]),
     )
   const hashes = pairs(running)
-  const isStack = (service: string) => !/^kgc-(backend|frontend)-|^nginx-check$/.test(service)
   const drift = [...pairs(wanted)]
     .filter(([service, hash]) => isStack(service) && hashes.has(service) && hashes.get(service) !== hash)
     .map(([service]): Drift => ({ service, why: 'definition' }))
@@ -66,6 +69,36 @@ export function applyDrift(drift: Drift[], waitSeconds: number): Command[] {
     ...(restart.length > 0 ? [compose(sh`restart ${restart}`)] : []),
   ]
 }
+
+/**
+ * The services whose definition another set of files would change. Both sets are looked at in the same place, a
+ * temporary one: the hash of a service covers the absolute paths of its mounts.
+ * @param files `compose`, `nginx` and `monitoring` as a tar archive
+ */
+export async function changedServices(host: Host, files: Readable): Promise<Drift[]> {
+  const output = await host.read(compareFiles, { input: files, timeout: 60 })
+  const services = output.split('\n').filter((name) => name && isStack(name))
+  return services.map((service): Drift => ({ service, why: 'definition' }))
+}
+
+const compareFiles: Command = script(`
+set -e
+next=$(mktemp -d)
+trap 'rm -rf "$next"' EXIT
+cd "$next"
+for shared in .env state certs secrets; do ln -s ${ROOT}/$shared $shared; done
+cp -r ${ROOT}/compose ${ROOT}/nginx ${ROOT}/monitoring .
+${compose(sh`config --hash ${'*'}`, '.').shell} | sort > .before
+rm -r compose nginx monitoring
+tar -x
+${compose(sh`config --hash ${'*'}`, '.').shell} | sort > .after
+comm -13 .before .after | cut -d ' ' -f 1
+`)
+
+export const mergeDrift = (now: Drift[], planned: Drift[]): Drift[] =>
+  [...now.filter(({ service }) => !planned.some((one) => one.service === service)), ...planned].sort((a, b) =>
+    a.service.localeCompare(b.service),
+  )
 
 /** What a deploy of a commit would change in the files that the server runs, as a diff. */
 export async function diffFiles(local: Host, from: string, to: string): Promise<string> {

@@ -1,17 +1,25 @@
 import type { Config } from './config.ts'
 import { EXIT, messageOf, Stop } from './errors.ts'
+import { listStack } from './files.ts'
 import type { Host } from './host.ts'
 import { ROOT } from './layout.ts'
 import { login, resolveDigests } from './registry.ts'
 import type { Images } from './release.ts'
 import { type Survey, survey } from './survey.ts'
 
+export type Preflight = { images: Images; found: Survey; services: string[] | undefined }
+
 /**
  * Everything that can be known before anything is touched, asked at the same time.
- * @returns the images of the release, pinned by digest
+ * @returns the images of the release, pinned by digest, and what the server is like; no services on an empty server
  * @throws Stop that names every problem at once
  */
-export async function preflight(host: Host, config: Config<'registry' | 'release'>, version: string): Promise<Images> {
+export async function preflight(
+  host: Host,
+  config: Config<'registry' | 'release'>,
+  version: string,
+): Promise<Preflight> {
+  const listing = listStack(host).catch(() => undefined)
   const [found, images, loggedIn] = await Promise.allSettled([
     survey(host),
     resolveDigests(host, config.registry, version),
@@ -26,11 +34,11 @@ export async function preflight(host: Host, config: Config<'registry' | 'release
       hints.push(hint)
     }
   }
-  if (images.status === 'rejected' || problems.length > 0) {
+  if (images.status === 'rejected' || found.status === 'rejected' || problems.length > 0) {
     const needsHuman = failures.some((failure) => failure instanceof Stop && failure.code === EXIT.needsHuman)
     throw new Stop(`${problems.join('\n')}\nNothing was touched.`, hints, needsHuman ? EXIT.needsHuman : EXIT.failed)
   }
-  return images.value
+  return { images: images.value, found: found.value, services: await listing }
 }
 
 /** What makes a server unfit for a deploy. */

@@ -1,8 +1,9 @@
 import { type Active, type Color, damagedActive, NOTHING_DEPLOYED, parseActive } from './color.ts'
 import type { Host } from './host.ts'
-import { CHECKOUT_PENDING, PROXY, RECORDS, RELEASE_CONF, ROOT } from './layout.ts'
+import { CHECKOUT_PENDING, RECORDS, RELEASE_CONF, ROOT } from './layout.ts'
 import { parseRecords, type ReleaseRecord } from './release.ts'
 import { type Command, script } from './shell.ts'
+import { askProxy } from './switch.ts'
 
 /** What the server is like before a run touches it. */
 export type Survey = {
@@ -17,23 +18,34 @@ export type Survey = {
   active: Active | undefined
   /** What nginx's workers say they serve; empty when nginx does not run. */
   serving: string
+  /** nginx's workers that still finish requests of an earlier configuration. */
+  retiring: string[]
   /** State by Compose service: running, exited, … */
   containers: Record<string, string>
   /** Images that each color is set to, whether it runs or not. */
   colorImages: Record<Color, string[]>
   records: ReleaseRecord[]
+  /** Changes with everything that a run changes on the server; see `stateSum`. */
+  sum: string
 }
+
+/** Prints a checksum of what runs change: when it is the same as in an earlier survey, no other run came between. */
+export const stateSum: Command = script(
+  `cat ${RECORDS} ${RELEASE_CONF} ${CHECKOUT_PENDING} state/blue.env state/green.env .git/HEAD 2>/dev/null | cksum`,
+)
 
 /** One round trip for all of it: each costs about 0.1 s over a real network. */
 const surveyCommand: Command = script(`
 cd ${ROOT} 2>/dev/null && [ -f .env ] || { echo '@@unprepared'; exit 0; }
+# First: what changes while this runs makes the sum an old one.
+echo '@@sum'; ${stateSum.shell}
 echo '@@commit'; git rev-parse -q --verify HEAD || true
 # Before the first checkout there is nothing to compare with, and after one that was cut off it will be done again.
 echo '@@pending'; ls ${CHECKOUT_PENDING} 2>/dev/null || true
 echo '@@dirty'; [ -e ${CHECKOUT_PENDING} ] || ! git rev-parse -q --verify HEAD > /dev/null || git status --porcelain
 echo '@@free'; df -Pk ${ROOT} /var/lib/docker | awk 'NR > 1 { print $4 }' | sort -n | head -n 1
 echo '@@active'; if [ -e ${RELEASE_CONF} ]; then if [ -s ${RELEASE_CONF} ]; then cat ${RELEASE_CONF}; else echo '(empty)'; fi; fi
-echo '@@serving'; docker exec ${PROXY} curl -s --max-time 3 http://127.0.0.1:8081/release 2>/dev/null || true
+echo '@@serving'; ${askProxy.shell} 2>/dev/null || true
 echo '@@containers'
 docker ps -a --filter label=com.docker.compose.project=kgc --filter label=com.docker.compose.oneoff=False \\
   --format '{{.Label "com.docker.compose.service"}} {{.State}}'
@@ -64,9 +76,11 @@ export function parseSurvey(output: string): Survey {
     freeGb: Math.floor(Number(section('free').trim()) / 1024 ** 2),
     active: parseActive(section('active')),
     serving: section('serving').trim().split(' ').slice(0, 2).join(' '),
+    retiring: lines('retiring'),
     containers: Object.fromEntries(lines('containers').map((line) => line.split(' ') as [string, string])),
     colorImages: { blue: imagesOf(section('colors'), 'BLUE'), green: imagesOf(section('colors'), 'GREEN') },
     records: parseRecords(section('records')),
+    sum: section('sum').trim(),
   }
 }
 

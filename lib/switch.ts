@@ -46,6 +46,13 @@ while [ "$right" -lt 3 ]; do
 done
 `
 
+/** Prints what the workers say they serve, then a line @@retiring and the workers that finish earlier requests. */
+export const askProxy: Command = script(
+  `docker exec ${PROXY} sh -c ${quote(`${WORKERS}
+curl -s --max-time 3 http://127.0.0.1:8081/release
+echo; echo @@retiring; workers retiring`)}`,
+)
+
 /** Runs a script in the proxy's container. */
 const inProxy = (text: string) => sh`docker exec -i ${PROXY} sh -c ${text}`
 

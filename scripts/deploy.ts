@@ -1,12 +1,13 @@
 import { currentActor } from '../lib/actor.ts'
 import { type Change, changeRelease } from '../lib/change.ts'
-import { localCommit, sendCommit } from '../lib/checkout.ts'
+import { localCommit, sendCommit, withFiles } from '../lib/checkout.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook, WAIT_FLAG, waitSeconds } from '../lib/cli.ts'
 import { loadConfig, siteUrl, sshTarget } from '../lib/config.ts'
-import { applyStack, bringFiles, inspectStack, startStack } from '../lib/files.ts'
+import { applyStack, bringFiles, listStack, showDrift, startStack } from '../lib/files.ts'
+import type { Host } from '../lib/host.ts'
 import { localHost } from '../lib/local.ts'
 import { migrate } from '../lib/migration.ts'
-import { diffFiles } from '../lib/plan.ts'
+import { changedServices, type Drift, diffFiles, findDrift, mergeDrift } from '../lib/plan.ts'
 import { preflight } from '../lib/preflight.ts'
 import { redactor } from '../lib/redact.ts'
 import { pullImages } from '../lib/registry.ts'
@@ -41,20 +42,29 @@ await runbook(
     )
     if (commit.dirty) log.warn('This checkout has changes that are not committed. They are not deployed.')
 
+    /** What the files of this commit change in services, against those that the server has now. */
+    const plannedDrift = (host: Host, serverCommit: string): Promise<Drift[]> | Drift[] =>
+      serverCommit === commit.hash ? [] : withFiles(local, commit.hash, (files) => changedServices(host, files))
+
     const server = await log.step('Connect', () =>
       connect(sshTarget(config.server), dryRun ? (command) => log.result(command.shell) : undefined),
     )
     try {
-      const images = await log.step('Preflight', () => preflight(server, config, version))
-      const change: Omit<Change, 'prepare'> = {
+      const checked = await log.step('Preflight', () => preflight(server, config, version))
+      const { images } = checked
+      const change: Omit<Change, 'prepare' | 'lookBack'> = {
         ...{ action: 'deploy', version, images, commit: commit.hash },
         details: [`Commit: ${short} ${commit.subject}`, `Author: ${commit.author}`],
       }
       return await changeRelease(
-        { log, server, config, actor, dryRun, wait: waitSeconds(flags), started },
+        { log, server, config, actor, dryRun, wait: waitSeconds(flags), started, known: checked.found },
         `deploy ${version}`,
         async () => ({
           ...change,
+          // Nothing is done about it without --stack, so it need not delay the switch.
+          async lookBack(host) {
+            if (!flags.stack && !dryRun) showDrift(log, await findDrift(host), false)
+          },
           async prepare(host, found, note) {
             if (dryRun) {
               log.result(`# release ${found.active?.version ?? 'none'} -> ${version}`)
@@ -64,13 +74,24 @@ await runbook(
             await log.step(`Files of ${short}`, () =>
               bringFiles(host, commit.hash, found, () => sendCommit(local, host, commit.hash, found.commit)),
             )
-            const pull = () => host.write(pullImages(images, version), { timeout: 900 })
-            // On an empty server a dry run finds no files to read.
-            const inspect = () => (dryRun && !found.commit ? { missing: [], drift: [] } : inspectStack(host, found))
-            const [, { missing, drift }] = await log.step(`Pull ${version}`, () => Promise.all([pull(), inspect()]))
+            // What preflight saw still holds when neither another run nor this one changed the files since.
+            const isKnown = found === checked.found && found.commit === commit.hash && !found.checkoutPending
+            const list = () => (isKnown && checked.services) || listStack(host)
+            const [services] = await log.step(`Pull ${version}`, () =>
+              // On an empty server a dry run finds no files to read.
+              Promise.all([
+                dryRun && !found.commit ? [] : list(),
+                host.write(pullImages(images, version), { timeout: 900 }),
+              ]),
+            )
+            const missing = services.filter((service) => found.containers[service] !== 'running')
             if (missing.length > 0)
               await log.step('Start what does not run', () => startStack(log, host, found, missing))
-            if (drift.length > 0) await applyStack(log, host, drift, flags.stack)
+            if ((flags.stack || dryRun) && found.commit) {
+              const drift = mergeDrift(await findDrift(host), dryRun ? await plannedDrift(host, found.commit) : [])
+              showDrift(log, drift, flags.stack)
+              if (flags.stack && drift.length > 0) await applyStack(log, host, drift)
+            }
             await migrate({ host, log, note, command: config.release.MIGRATE_COMMAND, image: images.backend })
           },
         }),

@@ -89,8 +89,9 @@ await runbook(
         log.say(describeServing(found))
         return EXIT.done
       }
-      await choose(await survey(server))
-      const run = { log, server, config, actor, dryRun, wait: waitSeconds(flags), started }
+      const known = await survey(server)
+      await choose(known)
+      const run = { log, server, config, actor, dryRun, wait: waitSeconds(flags), started, known }
       return await changeRelease(run, `rollback to ${to ?? 'the last good release'}`, async (found) => {
         const target = await choose(found)
         const hasFiles = await hasCommit(server, ROOT, target.commit)

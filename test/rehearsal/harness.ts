@@ -5,7 +5,7 @@ import { type Front, loadConfig } from '../../lib/config.ts'
 import { type Ask, frontDoor } from '../../lib/front-door.ts'
 import type { Host } from '../../lib/host.ts'
 import { createLog } from '../../lib/log.ts'
-import { type Command, sh } from '../../lib/shell.ts'
+import { type Command, script, sh } from '../../lib/shell.ts'
 import { type Survey, survey } from '../../lib/survey.ts'
 import { inState, PROJECT_DIR, SINK } from './names.ts'
 import { raise } from './rehearse.ts'
@@ -105,6 +105,15 @@ export async function onServer<T>(work: (host: Host) => Promise<T>, user = 'root
 export const serverRead = (command: Command, user = 'root') =>
   onServer((host) => host.read(command, { timeout: 120 }), user)
 export const serverSurvey = (): Promise<Survey> => onServer(survey, 'deploy')
+
+/** Makes one service of the stack run otherwise than its files say: its container has another configuration's hash. */
+export const makeDrift = () =>
+  serverRead(
+    script(`docker rm -f kgc-blackbox-exporter-1
+docker run -d --name kgc-blackbox-exporter-1 --network kgc_egress-net \\
+  --label com.docker.compose.project=kgc --label com.docker.compose.service=blackbox-exporter --label com.docker.compose.oneoff=False \\
+  --label com.docker.compose.config-hash=old --label com.docker.compose.container-number=1 prom/blackbox-exporter:v0.28.0`),
+  )
 
 /** Runs a command in one of the server's containers. */
 export const inContainer = (service: string, command: Command) =>

@@ -72,14 +72,14 @@ export function closeSockets(sockets: Iterable<{ close(code: number, reason: str
   }, 3_000).unref()
 }
 
-/** On SIGTERM or SIGINT finishes the work in hand, within 10 seconds, and exits 0. */
+/** On SIGTERM or SIGINT finishes the work in hand, within 35 seconds (Compose gives the backend 40), and exits 0. */
 export function onStop(finish: () => Promise<unknown>) {
   let stopping = false
   const stop = (signal: string) => {
     if (stopping) return
     stopping = true
     console.log(`${signal}: stopping`)
-    setTimeout(() => fail('not done after 10 s'), 10_000).unref()
+    setTimeout(() => fail('not done after 35 s'), 35_000).unref()
     finish().then(
       () => process.exit(0),
       (error) => fail(message(error)),

@@ -1,8 +1,10 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { compose } from '../../../lib/compose.ts'
 import { sh } from '../../../lib/shell.ts'
 import {
+  ask,
   envWith,
   front,
   inContainer,
@@ -24,11 +26,11 @@ const figures: string[] = []
 /** Runs something under 200 requests a second and 50 websockets, with some calm before and after. */
 async function underLoad<T>(work: () => Promise<T>): Promise<{ result: T; load: LoadReport }> {
   const load = startLoad(front())
-  await new Promise((resolve) => setTimeout(resolve, 2000))
+  await sleep(2000)
   let result: T
   try {
     result = await work()
-    await new Promise((resolve) => setTimeout(resolve, 3000))
+    await sleep(3000)
   } catch (error) {
     await load.stop()
     throw error
@@ -119,6 +121,21 @@ test(`${REPEATS} rollbacks in a row lose nothing`, async () => {
   report(`${REPEATS} rollbacks to a kept release`, load, result)
   await assertNothingLost(load)
   assertWebsockets(load, REPEATS)
+})
+
+test('a request that takes 20 s and open websockets, all on the old release, outlive a deploy: answered, and closed cleanly', async () => {
+  const serves = (await serverSurvey()).active?.version
+  const load = startLoad(front(), { rate: 10, websockets: 5 })
+  const answer = ask(undefined, { path: '/api/work?ms=20000', timeoutMs: 40_000 })
+  await sleep(500)
+  const run = await runScript('deploy', [serves === 'v1' ? 'v2' : 'v1'])
+  succeeded(run)
+  const { status, body } = await answer
+  assert.is(status, 200, body)
+  assert.is(JSON.parse(body).version, serves)
+  const report = await load.stop()
+  assert.equal(report.lost, [])
+  assertWebsockets(report, 1)
 })
 
 test('a deploy that fails its health gate loses nothing, and no user ever meets it', async () => {

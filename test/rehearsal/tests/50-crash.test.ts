@@ -8,6 +8,7 @@ import {
   ask,
   envWith,
   front,
+  makeDrift,
   type Run,
   rehearsal,
   runScript,
@@ -129,6 +130,34 @@ const faults: {
   },
 ]
 
+/** Steps that only some deploys have, and the arguments that make a deploy have them. */
+const RARE_STEPS: { step: string; args: (to: string) => Promise<string[]> }[] = [
+  { step: 'Migrate', args: async (to) => [to, '--env', envWith({ MIGRATE_COMMAND: 'sleep 2' })] },
+  {
+    step: 'Change the stack',
+    async args(to) {
+      await makeDrift()
+      return [to, '--stack']
+    },
+  },
+  { step: 'Switch back', args: async () => ['v4-broken'] },
+]
+
+for (const { title, strike } of process.env.SOAK ? faults : faults.slice(0, 1)) {
+  for (const { step, args } of RARE_STEPS) {
+    test(`${title} in step "${step}" of deploy: no request is lost, and the next deploy just works`, async () => {
+      const to = otherVersion(await servedVersion())
+      const given = await args(to)
+      await whileLoaded(async () => {
+        await strikeDuring('deploy', given, step, strike)
+        await until(async () => (await serverRead(sh`docker version`).catch(() => '')) !== '', 'dockerd')
+        await assertOneWholeRelease()
+        await assertNextRunWorks('deploy', to)
+      })
+    })
+  }
+}
+
 for (const { title, steps, strike } of faults) {
   for (const [name, all] of [
     ['deploy', DEPLOY_STEPS],
@@ -148,11 +177,16 @@ for (const { title, steps, strike } of faults) {
   }
 }
 
-for (const step of process.env.SOAK ? DEPLOY_STEPS.slice(2) : ['Start v', 'Switch', 'Smoke']) {
-  test(`the server is restarted in step "${step}" of deploy: the right release comes back by itself`, async () => {
-    const before = await servedVersion()
-    const to = otherVersion(before)
-    const crashed = await strikeDuring('deploy', [to], step, async () => {
+const RESTARTS = process.env.SOAK
+  ? { deploy: DEPLOY_STEPS.slice(2), rollback: ROLLBACK_STEPS.slice(1) }
+  : { deploy: ['Start v', 'Switch', 'Smoke'], rollback: ['Switch'] }
+
+const restarts = Object.entries(RESTARTS).flatMap(([name, steps]) => steps.map((step) => ({ name, step })))
+
+for (const { name, step } of restarts) {
+  test(`the server is restarted in step "${step}" of ${name}: the right release comes back by itself`, async () => {
+    const to = otherVersion(await servedVersion())
+    const crashed = await strikeDuring(name, name === 'deploy' ? [to] : ['--to', to], step, async () => {
       await docker(sh`restart -t 10 ${SERVER.container}`, 120)
     })
     await until(
@@ -163,7 +197,7 @@ for (const step of process.env.SOAK ? DEPLOY_STEPS.slice(2) : ['Start v', 'Switc
     const { active } = await serverSurvey()
     assert.is(await servedVersion(), active?.version, said(crashed))
     await assertOneWholeRelease()
-    await assertNextRunWorks('deploy', to)
+    await assertNextRunWorks(name, to)
   })
 }
 

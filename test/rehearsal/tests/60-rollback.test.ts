@@ -6,6 +6,7 @@ import {
   envWith,
   front,
   inContainer,
+  makeDrift,
   rehearsal,
   runScript,
   said,
@@ -204,12 +205,7 @@ test('removes images beyond the kept releases, never one that serves or is kept'
 })
 
 test('names the services that differ from their files, and changes them with --stack only', async () => {
-  await serverRead(sh`docker rm -f kgc-blackbox-exporter-1`)
-  await serverRead(
-    script(`cd /opt/kgc && docker run -d --name kgc-blackbox-exporter-1 --network kgc_egress-net \\
-    --label com.docker.compose.project=kgc --label com.docker.compose.service=blackbox-exporter --label com.docker.compose.oneoff=False \\
-    --label com.docker.compose.config-hash=old --label com.docker.compose.container-number=1 prom/blackbox-exporter:v0.28.0`),
-  )
+  await makeDrift()
   const named = await deployed('v2')
   assert.match(named.stderr, /blackbox-exporter: its definition changed/)
   assert.match(named.stderr, /deploy with --stack changes them/)

@@ -70,6 +70,19 @@ test('come with a deploy, exactly, and nginx reads them at the switch', async ()
   assert.is(await servedVersion(), 'v1')
 })
 
+test('are compared in a dry run: it names the services that they would change, and nothing else', async () => {
+  const path = inClone('compose/operations.yaml')
+  writeFileSync(path, readFileSync(path, 'utf8').replace('ALERTMANAGER_MEMORY:-128m', 'ALERTMANAGER_MEMORY:-129m'))
+  await git('commit', '-qam', 'Test: more memory')
+  const planned = await deployFromClone('v2', '--dry-run', '--stack')
+  await git('reset', '-q', '--hard', 'HEAD~1')
+  assert.is(planned.code, 0, said(planned))
+  assert.match(planned.stderr, /alertmanager: its definition changed/)
+  assert.not.match(planned.stderr, /prometheus: its definition changed/)
+  assert.match(planned.stdout, /up -d --wait --wait-timeout \d+ alertmanager\b/)
+  assert.is(await serverRead(script('ls -d /tmp/tmp.* 2>/dev/null || true')), '')
+})
+
 test('that nginx refuses never replace those that serve', async () => {
   const before = await serverCommit()
   await commitLine('nginx/nginx.conf', 'no_such_directive on;')
