@@ -4,7 +4,8 @@ import { homedir } from 'node:os'
 import { dirname, resolve } from 'node:path'
 import { parse } from 'dotenv'
 import { z } from 'zod'
-import { EXIT, Stop } from './errors.ts'
+import { parseCidrs } from './cidr.ts'
+import { EXIT, messageOf, Stop } from './errors.ts'
 
 const variable = <T extends z.ZodType>(schema: T, example: string) => schema.meta({ example })
 const text = (pattern: RegExp, message: string) => z.string({ error: 'is not set' }).regex(pattern, message)
@@ -17,6 +18,17 @@ const wholeNumber = (min: number, max: number) =>
     .min(min, `is below ${min}`)
     .max(max, `is above ${max}`)
 const path = anything.refine((file) => existsSync(file), 'names a file that does not exist')
+
+/** Wider than these is a mistake: nobody administers from everywhere. */
+const NARROW = { 4: 24, 6: 48 }
+const ranges = anything.transform((text, context) => {
+  try {
+    return parseCidrs(text, NARROW)
+  } catch (error) {
+    context.addIssue({ code: 'custom', message: messageOf(error) })
+    return z.NEVER
+  }
+})
 
 /** How to reach the site as its users do, and the account that the smoke tests log in with. */
 const front = z.object({
@@ -61,12 +73,28 @@ const notify = z.object({
   SLACK_WEBHOOK_URL: variable(z.url({ error: 'is not a URL' }).optional(), 'the incoming webhook that Slack gave you'),
 })
 
-const GROUPS = { front, server, registry, release, notify }
+/** Who may reach which port of the server. */
+const access = z.object({
+  SSH_ADMIN_USER: variable(text(/^[a-z_][a-z0-9_-]*$/, 'is not a user name').default('root'), 'root'),
+  ADMIN_ADDRESSES: variable(ranges, '203.0.113.7,198.51.100.0/28,2001:db8:5::/64'),
+  SSH_ALLOW_INTERFACES: variable(
+    text(/^[a-z][\w.-]{0,14}(,[a-z][\w.-]{0,14})*$/, 'is not a list of network interfaces')
+      .transform((names) => names.split(','))
+      .default([]),
+    'tailscale0',
+  ),
+  HTTP_FROM: variable(z.enum(['any', 'cloudflare'], 'is neither any nor cloudflare').default('any'), 'any'),
+  CLOUDFLARE_RANGES_FILE: variable(path.optional(), 'nginx/cloudflare.conf'),
+  EXTRA_HTTPS_SOURCES: variable(ranges.default([]), '203.0.113.7'),
+})
+
+const GROUPS = { front, server, registry, release, notify, access }
 type Groups = typeof GROUPS
 export type Config<G extends keyof Groups = keyof Groups> = { [K in G]: z.infer<Groups[K]> } & { secrets: string[] }
 
 export type Front = z.infer<typeof front>
 export type Server = z.infer<typeof server>
+export type AccessSettings = z.infer<typeof access>
 
 const SECRET = /PASSWORD|TOKEN|SECRET|WEBHOOK/
 const FILE_PATH = /_FILE$/

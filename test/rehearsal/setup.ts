@@ -149,6 +149,9 @@ function writeOperatorEnv(pinnedKey: string, secrets: Record<string, string>): v
       REGISTRY: `${REGISTRY.host}/kgc`,
       REGISTRY_USER: REGISTRY.user,
       REGISTRY_PASSWORD: registryPassword(),
+      ADMIN_ADDRESSES: RUNNER_ADDRESS,
+      // Cloudflare's own ranges have no part in the rehearsal.
+      EXTRA_HTTPS_SOURCES: `${NETWORKS.edge.subnet},${RUNNER_ADDRESS}`,
       HEALTH_TIMEOUT: 5,
       MIN_FREE_DISK_GB: 5,
       SLACK_WEBHOOK_URL: `${SINK.url}/services/T0REHEARSAL/B0REHEARSAL/rehearsalwebhook`,

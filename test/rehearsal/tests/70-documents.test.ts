@@ -12,7 +12,7 @@ const test = suite('every command that the documents print')
 
 type Block = { where: string; heading: string; lines: string[] }
 
-/** The fenced blocks of a document: ```sh for the operator's machine, ```sh server for the server. */
+/** The fenced blocks of a document: ```sh for the operator's machine, ```sh asks when it asks first, ```sh server for the server. */
 function blocksOf(document: string): Block[] {
   const text = readFileSync(join(PROJECT_DIR, document), 'utf8')
   let heading = document
@@ -56,7 +56,8 @@ for (const { where, heading, lines } of [...blocksOf('README.md'), ...blocksOf('
   for (const line of scripts) {
     test(`${heading}: ${line}`, async () => {
       if (/rollback\.ts(?! --list)/.test(line)) await v2ServesAfterV1()
-      const command = `cd ${sh`${PROJECT_DIR}`.shell} && ${line} --env ${sh`${ENV_FILE}`.shell}`
+      const yes = where === 'asks' ? ' --yes' : ''
+      const command = `cd ${sh`${PROJECT_DIR}`.shell} && ${line}${yes} --env ${sh`${ENV_FILE}`.shell}`
       const { code, stdout, stderr } = await localHost().probe(script(command), { timeout: 300 })
       assert.is(code, 0, `${stdout}${stderr}`)
     })
