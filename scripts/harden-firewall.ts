@@ -40,6 +40,8 @@ await runbook(
     examples: ['--dry-run', '', '--status', '--off'],
   },
   async ({ flags }, log) => {
+    if ([flags.status, flags.off, flags['dry-run']].filter(Boolean).length > 1)
+      throw new Stop('--status, --off and --dry-run exclude each other.', ['Give one of them.'], EXIT.usage)
     const config = loadConfig(flags.env, ['server', 'access'])
     log.hide(redactor(config.secrets))
     const { access: settings } = config

@@ -99,6 +99,12 @@ iptables -I INPUT -j TEST-INPUT`)
   }
 })
 
+test('switching off and a dry run exclude each other', async () => {
+  const run = await harden(['--off', '--dry-run', '--yes'])
+  assert.is(run.code, 2, said(run))
+  assert.match(run.stderr, /exclude each other/)
+})
+
 test('a dry run shows the rules and what they change, and changes nothing', async () => {
   const before = await onConsole('iptables -S; ip6tables -S; ls -R /etc/kgc /run/kgc-firewall 2>&1')
   const run = await harden(['--dry-run'])
