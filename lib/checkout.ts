@@ -27,19 +27,14 @@ export async function localCommit(local: Host): Promise<Commit> {
 export async function sendCommit(local: Host, host: Host, commit: string, have: string): Promise<void> {
   if (await hasCommit(host, ROOT, commit)) return
   const known = have !== '' && (await hasCommit(local, '.', have))
-  const folder = await mkdtemp(join(tmpdir(), 'kgc-bundle-'))
-  const file = join(folder, 'commit.bundle')
+  const makeBundle = (file: string) => sh`git bundle create -q ${file} HEAD ${known ? ['--not', have] : []}`
   try {
-    await local.read(sh`git bundle create -q ${file} HEAD ${known ? ['--not', have] : []}`)
-    const bundle = createReadStream(file)
-    await host.write(receiveCommit(commit), { input: bundle, timeout: 120 }).finally(() => bundle.destroy())
+    await fromFile(local, makeBundle, (bundle) => host.write(receiveCommit(commit), { input: bundle, timeout: 120 }))
   } catch (error) {
     if ((await local.read(sh`git rev-parse --is-shallow-repository`)) !== 'true') throw error
     throw new Stop('This is a shallow clone, so the commit cannot be sent whole.', [
       'git fetch --unshallow (in Actions: fetch-depth: 0), then again.',
     ])
-  } finally {
-    await rm(folder, { recursive: true })
   }
 }
 
@@ -47,13 +42,17 @@ export const hasCommit = async (host: Host, repository: string, commit: string) 
   (await host.probe(sh`git -C ${repository} cat-file -e ${`${commit}^{commit}`}`)).code === 0
 
 /** Gives the stack's files of a commit, as a tar archive, to the work. */
-export async function withFiles<T>(local: Host, commit: string, work: (tar: Readable) => Promise<T>): Promise<T> {
-  const folder = await mkdtemp(join(tmpdir(), 'kgc-files-'))
-  const file = join(folder, 'files.tar')
+export const withFiles = <T>(local: Host, commit: string, work: (tar: Readable) => Promise<T>): Promise<T> =>
+  fromFile(local, (file) => sh`git archive --format tar --output ${file} ${commit} compose nginx monitoring`, work)
+
+/** Lets git write a temporary file, and gives what is in it to the work. */
+async function fromFile<T>(local: Host, make: (file: string) => Command, work: (content: Readable) => Promise<T>) {
+  const folder = await mkdtemp(join(tmpdir(), 'kgc-git-'))
+  const file = join(folder, 'content')
   try {
-    await local.read(sh`git archive --output ${file} ${commit} compose nginx monitoring`)
-    const tar = createReadStream(file)
-    return await work(tar).finally(() => tar.destroy())
+    await local.read(make(file))
+    const content = createReadStream(file)
+    return await work(content).finally(() => content.destroy())
   } finally {
     await rm(folder, { recursive: true })
   }

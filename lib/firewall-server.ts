@@ -2,12 +2,11 @@ import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { type Cidr, isInside } from './cidr.ts'
 import { Stop } from './errors.ts'
-import { difference, type Family } from './firewall.ts'
+import { difference, FAMILIES, type Family } from './firewall.ts'
 import type { Host } from './host.ts'
 import { script, sh } from './shell.ts'
 
 export const FIREWALL = '/usr/local/sbin/kgc-firewall'
-const FAMILIES = [4, 6] as const
 const file = (name: string) => readFileSync(fileURLToPath(new URL(`../server/${name}`, import.meta.url)), 'utf8')
 
 export type Found = {

@@ -1,6 +1,7 @@
 import { type Cidr, parseCidr } from './cidr.ts'
 
-export type Family = 4 | 6
+export const FAMILIES = [4, 6] as const
+export type Family = (typeof FAMILIES)[number]
 
 export type Access = {
   sshPort: number

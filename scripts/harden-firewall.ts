@@ -5,7 +5,7 @@ import { checkRanges, readRanges } from '../lib/cloudflare.ts'
 import { loadConfig, sshTarget } from '../lib/config.ts'
 import { confirm } from '../lib/confirm.ts'
 import { EXIT, messageOf, Stop } from '../lib/errors.ts'
-import { firewallRules, httpsRanges } from '../lib/firewall.ts'
+import { FAMILIES, firewallRules, httpsRanges } from '../lib/firewall.ts'
 import {
   assertSafe,
   checkActive,
@@ -83,10 +83,8 @@ await runbook(
       checkRanges(cloudflare, last, flags.force)
       assertSafe(found, access, flags.force)
       const changes = await log.step('Compare', () => compare(host, rules))
-      if (flags['dry-run']) {
-        for (const family of [4, 6] as const) log.result(`# IPv${family}\n${rules[family]}`)
-      }
-      for (const family of [4, 6] as const) {
+      if (flags['dry-run']) for (const family of FAMILIES) log.result(`# IPv${family}\n${rules[family]}`)
+      for (const family of FAMILIES) {
         log.say(`IPv${family}: ${changes[family].length === 0 ? 'nothing changes' : 'what changes'}`)
         for (const line of changes[family]) log.result(line)
       }

@@ -129,10 +129,6 @@ function start() {
       await pause(Number(url.searchParams.get('ms') ?? 0))
       send(response, 200, { version, id })
     },
-    'GET /work/count': async (_, response) => {
-      const { rows } = await pool.query('SELECT count(*)::int AS count FROM work')
-      send(response, 200, rows[0])
-    },
     'GET /whoami': (request, response) => {
       const forwarded = String(request.headers['x-forwarded-for'] ?? '')
         .split(',')[0]

@@ -130,6 +130,8 @@ const faults: {
   },
 ]
 
+const dockerdAnswers = () => until(async () => (await serverRead(sh`docker version`).catch(() => '')) !== '', 'dockerd')
+
 /** Steps that only some deploys have, and the arguments that make a deploy have them. */
 const RARE_STEPS: { step: string; args: (to: string) => Promise<string[]> }[] = [
   { step: 'Migrate', args: async (to) => [to, '--env', envWith({ MIGRATE_COMMAND: 'sleep 2' })] },
@@ -150,7 +152,7 @@ for (const { title, strike } of process.env.SOAK ? faults : faults.slice(0, 1)) 
       const given = await args(to)
       await whileLoaded(async () => {
         await strikeDuring('deploy', given, step, strike)
-        await until(async () => (await serverRead(sh`docker version`).catch(() => '')) !== '', 'dockerd')
+        await dockerdAnswers()
         await assertOneWholeRelease()
         await assertNextRunWorks('deploy', to)
       })
@@ -169,7 +171,7 @@ for (const { title, steps, strike } of faults) {
           const to = otherVersion(await servedVersion())
           const crashed = await strikeDuring(name, name === 'deploy' ? [to] : ['--to', to], step, strike)
           if (crashed.code !== null && crashed.code !== 0) assert.match(crashed.stderr, /Failed/, said(crashed))
-          await until(async () => (await serverRead(sh`docker version`).catch(() => '')) !== '', 'dockerd')
+          await dockerdAnswers()
           await assertOneWholeRelease()
           await assertNextRunWorks(name, to)
         }))

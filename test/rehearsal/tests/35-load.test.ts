@@ -9,8 +9,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { type WebSocket, WebSocketServer } from 'ws'
-import { type LoadReport, startLoad } from '../rehearsal/load.ts'
-import { planOf } from '../rehearsal/load-request.ts'
+import { type LoadReport, startLoad } from '../load.ts'
+import { planOf } from '../load-request.ts'
 
 const test = suite('the load generator')
 
