@@ -4,6 +4,7 @@ import { type Cidr, isInside } from './cidr.ts'
 import { Stop } from './errors.ts'
 import { difference, FAMILIES, type Family } from './firewall.ts'
 import type { Host } from './host.ts'
+import { putFile } from './put-file.ts'
 import { script, sh } from './shell.ts'
 
 export const FIREWALL = '/usr/local/sbin/kgc-firewall'
@@ -112,18 +113,15 @@ export const switchOff = (host: Host) => host.write(sh`sh -c ${file('kgc-firewal
 
 /** Puts the program, its unit and the candidate in their places; none of it changes a rule. */
 export async function install(host: Host, rules: Record<Family, string>): Promise<void> {
-  await put(host, FIREWALL, file('kgc-firewall'), 755)
-  await put(host, '/etc/systemd/system/kgc-firewall.service', file('kgc-firewall.service'), 644)
-  await put(host, '/etc/systemd/system/docker.service.d/kgc-firewall.conf', file('docker-firewall.conf'), 644)
+  await putFile(host, FIREWALL, file('kgc-firewall'), { mode: '755' })
+  await putFile(host, '/etc/systemd/system/kgc-firewall.service', file('kgc-firewall.service'), { mode: '644' })
+  await putFile(host, '/etc/systemd/system/docker.service.d/kgc-firewall.conf', file('docker-firewall.conf'), {
+    mode: '644',
+  })
   await host.write(script('install -d -m 700 /run/kgc-firewall /run/kgc-firewall/candidate /etc/kgc /etc/kgc/firewall'))
-  for (const family of FAMILIES) await put(host, `/run/kgc-firewall/candidate/rules.v${family}`, rules[family], 600)
+  for (const family of FAMILIES) await putFile(host, `/run/kgc-firewall/candidate/rules.v${family}`, rules[family])
   await host.write(sh`systemctl daemon-reload`)
 }
-
-const put = (host: Host, path: string, content: string, mode: number) =>
-  host.write(sh`install -D -m ${mode} -o root -g root /dev/stdin ${`${path}.next`} && mv ${`${path}.next`} ${path}`, {
-    input: content,
-  })
 
 /** The server's own answer whether what is active is what its files say. */
 export const checkActive = (host: Host) =>

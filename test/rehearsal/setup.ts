@@ -2,8 +2,8 @@ import { randomBytes } from 'node:crypto'
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { cpus, totalmem } from 'node:os'
 import { parse } from 'dotenv'
-import type { Host } from '../../lib/host.ts'
 import { ROOT } from '../../lib/layout.ts'
+import { putFile } from '../../lib/put-file.ts'
 import { generateSecrets, redisAcl } from '../../lib/secrets.ts'
 import { script, sh } from '../../lib/shell.ts'
 import { DOMAIN, inState, NETWORKS, REGISTRY, RUNNER_ADDRESS, SERVER, SINK } from './names.ts'
@@ -19,29 +19,19 @@ export async function setUpServer(): Promise<void> {
     await root.write(dockerSettings, { timeout: 90 })
     await root.write(frontDoorRules)
     await root.write(deployUser)
-    const put = (file: string, content: string, owner = 'deploy:deploy', mode = '600') =>
-      putFile(root, file, content, owner, mode)
+    const put = (file: string, content: string, owner = 'deploy', mode = '600') =>
+      putFile(root, file, content, { owner, mode })
     const gid = await root.read(script('id -g deploy'))
     const existing = parse((await root.probe(sh`cat ${`${ROOT}/.env`}`)).stdout)
     const secrets = generateSecrets({ SZAMLAZZ_HU_AGENT_KEY: randomBytes(16).toString('hex'), ...existing })
     await put(`${ROOT}/.env`, stackEnv(gid, secrets))
     for (const redis of ['redis', 'redis-queue'])
-      await put(`${ROOT}/secrets/${redis}/users.acl`, redisAcl(secrets), 'deploy:deploy', '640')
-    await put(`${ROOT}/certs/fullchain.pem`, readFileSync(inState('site.crt'), 'utf8'), 'root:root', '644')
-    await put(`${ROOT}/certs/privkey.pem`, readFileSync(inState('site.key'), 'utf8'), 'root:root')
-    await put(
-      `${ROOT}/state/nginx/cloudflare.conf`,
-      `set_real_ip_from ${NETWORKS.edge.subnet};\n`,
-      'deploy:deploy',
-      '644',
-    )
-    await put(`${ROOT}/state/nginx/admins.conf`, `allow ${RUNNER_ADDRESS};\n`, 'deploy:deploy', '644')
-    await put(
-      `/etc/docker/certs.d/${REGISTRY.host}/ca.crt`,
-      readFileSync(inState('ca.pem'), 'utf8'),
-      'root:root',
-      '644',
-    )
+      await put(`${ROOT}/secrets/${redis}/users.acl`, redisAcl(secrets), 'deploy', '640')
+    await put(`${ROOT}/certs/fullchain.pem`, readFileSync(inState('site.crt'), 'utf8'), 'root', '644')
+    await put(`${ROOT}/certs/privkey.pem`, readFileSync(inState('site.key'), 'utf8'), 'root')
+    await put(`${ROOT}/state/nginx/cloudflare.conf`, `set_real_ip_from ${NETWORKS.edge.subnet};\n`, 'deploy', '644')
+    await put(`${ROOT}/state/nginx/admins.conf`, `allow ${RUNNER_ADDRESS};\n`, 'deploy', '644')
+    await put(`/etc/docker/certs.d/${REGISTRY.host}/ca.crt`, readFileSync(inState('ca.pem'), 'utf8'), 'root', '644')
     writeOperatorEnv(await hostKey(), secrets)
   } finally {
     await root.close()
@@ -98,16 +88,6 @@ install -d -m 750 -o deploy -g deploy ${ROOT}/secrets/redis ${ROOT}/secrets/redi
 install -d -m 700 -o root -g root ${ROOT}/certs
 runuser -u deploy -- git -C ${ROOT} rev-parse --git-dir > /dev/null 2>&1 || runuser -u deploy -- git -C ${ROOT} init -q
 `)
-
-async function putFile(host: Host, file: string, content: string, owner: string, mode: string): Promise<void> {
-  const [user, group] = owner.split(':')
-  await host.write(
-    script(
-      `mkdir -p "$(dirname ${file})" && install -m ${mode} -o ${user} -g ${group} /dev/stdin ${file}.next && mv ${file}.next ${file}`,
-    ),
-    { input: content },
-  )
-}
 
 /** The stack's variables, with limits that this machine can give: Docker refuses more CPUs than there are. */
 function stackEnv(gid: string, secrets: Record<string, string>): string {

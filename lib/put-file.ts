@@ -1,0 +1,14 @@
+import type { Host } from './host.ts'
+import { type Command, sh } from './shell.ts'
+
+type Rights = { owner?: string; group?: string; mode?: string }
+
+/** Puts a file in its place on a host, by rename, with its folder where that is missing. Its content comes on stdin. */
+export function putFile(host: Host, path: string, content: string, rights: Rights = {}): Promise<string> {
+  return host.write(installFile(path, rights), { input: content })
+}
+
+function installFile(path: string, { owner = 'root', group = owner, mode = '600' }: Rights): Command {
+  const next = `${path}.next`
+  return sh`install -D -m ${mode} -o ${owner} -g ${group} /dev/stdin ${next} && mv ${next} ${path}`
+}
