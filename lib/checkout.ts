@@ -12,11 +12,12 @@ export type Commit = { hash: string; author: string; subject: string; dirty: boo
 
 /** The commit of this checkout: its files are what the server will run. */
 export async function localCommit(local: Host): Promise<Commit> {
-  const [hash = '', author = '', subject = ''] = (await local.read(sh`git log -1 --format=${'%H%n%an%n%s'}`)).split(
-    '\n',
-  )
-  const dirty = (await local.read(sh`git status --porcelain`)) !== ''
-  return { hash, author, subject, dirty }
+  const [commit, changes] = await Promise.all([
+    local.read(sh`git log -1 --format=${'%H%n%an%n%s'}`),
+    local.read(sh`git status --porcelain`),
+  ])
+  const [hash = '', author = '', subject = ''] = commit.split('\n')
+  return { hash, author, subject, dirty: changes !== '' }
 }
 
 /**

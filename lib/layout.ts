@@ -2,6 +2,8 @@
 export const ROOT = '/opt/kgc'
 export const RELEASE_CONF = 'state/nginx/release.conf'
 export const RECORDS = 'state/releases.jsonl'
+/** A commit and the services of its stack, in one line. */
+export const SERVICES = 'state/services'
 /** There while a checkout is in progress. */
 export const CHECKOUT_PENDING = 'state/checkout.pending'
 export const LOCK = 'state/deploy.lock'

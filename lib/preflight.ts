@@ -1,17 +1,16 @@
 import type { Config } from './config.ts'
 import { EXIT, messageOf, Stop } from './errors.ts'
-import { listStack } from './files.ts'
 import type { Host } from './host.ts'
 import { ROOT } from './layout.ts'
 import { login, resolveDigests } from './registry.ts'
 import type { Images } from './release.ts'
 import { type Survey, survey } from './survey.ts'
 
-export type Preflight = { images: Images; found: Survey; services: string[] | undefined }
+export type Preflight = { images: Images; found: Survey }
 
 /**
  * Everything that can be known before anything is touched, asked at the same time.
- * @returns the images of the release, pinned by digest, and what the server is like; no services on an empty server
+ * @returns the images of the release, pinned by digest, and what the server is like
  * @throws Stop that names every problem at once
  */
 export async function preflight(
@@ -19,7 +18,6 @@ export async function preflight(
   config: Config<'registry' | 'release'>,
   version: string,
 ): Promise<Preflight> {
-  const listing = listStack(host).catch(() => undefined)
   const [found, images, loggedIn] = await Promise.allSettled([
     survey(host),
     resolveDigests(host, config.registry, version),
@@ -38,7 +36,7 @@ export async function preflight(
     const needsHuman = failures.some((failure) => failure instanceof Stop && failure.code === EXIT.needsHuman)
     throw new Stop(`${problems.join('\n')}\nNothing was touched.`, hints, needsHuman ? EXIT.needsHuman : EXIT.failed)
   }
-  return { images: images.value, found: found.value, services: await listing }
+  return { images: images.value, found: found.value }
 }
 
 /** What makes a server unfit for a deploy. */

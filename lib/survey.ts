@@ -1,6 +1,6 @@
 import { type Active, type Color, damagedActive, NOTHING_DEPLOYED, parseActive } from './color.ts'
 import type { Host } from './host.ts'
-import { CHECKOUT_PENDING, RECORDS, RELEASE_CONF, ROOT } from './layout.ts'
+import { CHECKOUT_PENDING, RECORDS, RELEASE_CONF, ROOT, SERVICES } from './layout.ts'
 import { parseRecords, type ReleaseRecord } from './release.ts'
 import { type Command, script } from './shell.ts'
 import { askProxy } from './switch.ts'
@@ -25,6 +25,8 @@ export type Survey = {
   /** Images that each color is set to, whether it runs or not. */
   colorImages: Record<Color, string[]>
   records: ReleaseRecord[]
+  /** The stack's services as the files of a commit name them; see `stackServices`. */
+  listed: { commit: string; services: string[] } | undefined
   /** Changes with everything that a run changes on the server; see `stateSum`. */
   sum: string
 }
@@ -34,23 +36,28 @@ export const stateSum: Command = script(
   `cat ${RECORDS} ${RELEASE_CONF} ${CHECKOUT_PENDING} state/blue.env state/green.env .git/HEAD 2>/dev/null | cksum`,
 )
 
-/** One round trip for all of it: each costs about 0.1 s over a real network. */
+/** One round trip for all of it: each costs about 0.1 s over a real network. Docker is asked while git works. */
 const surveyCommand: Command = script(`
 cd ${ROOT} 2>/dev/null && [ -f .env ] || { echo '@@unprepared'; exit 0; }
 # First: what changes while this runs makes the sum an old one.
 echo '@@sum'; ${stateSum.shell}
+# In memory: a full disk must not make it look as if nothing ran.
+docker=$(mktemp -d -p /dev/shm) || exit; trap 'rm -r "$docker"' EXIT
+${askProxy.shell} > "$docker/serving" 2>/dev/null &
+docker ps -a --filter label=com.docker.compose.project=kgc --filter label=com.docker.compose.oneoff=False \\
+  --format '{{.Label "com.docker.compose.service"}} {{.State}}' > "$docker/containers" & ps=$!
 echo '@@commit'; git rev-parse -q --verify HEAD || true
 # Before the first checkout there is nothing to compare with, and after one that was cut off it will be done again.
 echo '@@pending'; ls ${CHECKOUT_PENDING} 2>/dev/null || true
 echo '@@dirty'; [ -e ${CHECKOUT_PENDING} ] || ! git rev-parse -q --verify HEAD > /dev/null || git status --porcelain
 echo '@@free'; df -Pk ${ROOT} /var/lib/docker | awk 'NR > 1 { print $4 }' | sort -n | head -n 1
 echo '@@active'; if [ -e ${RELEASE_CONF} ]; then if [ -s ${RELEASE_CONF} ]; then cat ${RELEASE_CONF}; else echo '(empty)'; fi; fi
-echo '@@serving'; ${askProxy.shell} 2>/dev/null || true
-echo '@@containers'
-docker ps -a --filter label=com.docker.compose.project=kgc --filter label=com.docker.compose.oneoff=False \\
-  --format '{{.Label "com.docker.compose.service"}} {{.State}}'
 echo '@@colors'; cat state/blue.env state/green.env 2>/dev/null || true
 echo '@@records'; cat ${RECORDS} 2>/dev/null || true
+echo '@@listed'; cat ${SERVICES} 2>/dev/null || true
+wait $ps || exit; wait
+echo '@@containers'; cat "$docker/containers"
+echo '@@serving'; cat "$docker/serving"
 `)
 
 /** @throws Stop when the active file is not one of ours */
@@ -80,8 +87,14 @@ export function parseSurvey(output: string): Survey {
     containers: Object.fromEntries(lines('containers').map((line) => line.split(' ') as [string, string])),
     colorImages: { blue: imagesOf(section('colors'), 'BLUE'), green: imagesOf(section('colors'), 'GREEN') },
     records: parseRecords(section('records')),
+    listed: parseListed(section('listed')),
     sum: section('sum').trim(),
   }
+}
+
+function parseListed(line: string): Survey['listed'] {
+  const [commit, ...services] = line.trim().split(' ')
+  return commit ? { commit, services } : undefined
 }
 
 const imagesOf = (env: string, prefix: string) =>

@@ -74,13 +74,10 @@ await runbook(
             await log.step(`Files of ${short}`, () =>
               bringFiles(host, commit.hash, found, () => sendCommit(local, host, commit.hash, found.commit)),
             )
-            // What preflight saw still holds when neither another run nor this one changed the files since.
-            const isKnown = found === checked.found && found.commit === commit.hash && !found.checkoutPending
-            const list = () => (isKnown && checked.services) || listStack(host)
             const [services] = await log.step(`Pull ${version}`, () =>
               // On an empty server a dry run finds no files to read.
               Promise.all([
-                dryRun && !found.commit ? [] : list(),
+                dryRun && !found.commit ? [] : listStack(host, dryRun ? found.commit : commit.hash, found),
                 host.write(pullImages(images, version), { timeout: 900 }),
               ]),
             )
