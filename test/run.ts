@@ -25,7 +25,9 @@ const files = args
 const sum = { passed: 0, failed: 0, skipped: 0 }
 for (const file of files) {
   console.log(`\n── ${file}`)
+  const started = Date.now()
   const { code, output } = await run(file)
+  console.log(`   ${((Date.now() - started) / 1000).toFixed(1)} s`)
   const count = (name: string) => Number(new RegExp(`^\\s*${name}:\\s+(\\d+)`, 'm').exec(output)?.[1] ?? Number.NaN)
   const [total, passed, skipped] = [count('Total'), count('Passed'), count('Skipped')]
   if (Number.isNaN(total) || total === 0) {
