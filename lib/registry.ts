@@ -25,7 +25,7 @@ export async function resolveDigests(host: Host, registry: RegistryLogin, versio
   const answers = output.split('\n')
   const problems: string[] = []
   const pinned = Object.entries(names).map(([key, name], index) => {
-    const [status = '', ...body] = (answers[index] ?? '').split(' ')
+    const [status = '', ...body] = (answers.find((line) => line.startsWith(`${index} `)) ?? '').split(' ').slice(1)
     const digest = /"digest":\s?"(sha256:[0-9a-f]{64})"/.exec(body.join(' '))?.[1]
     if (status !== '200' || !digest) problems.push(`${name}: ${registryProblem(status, body.join(' '))}`)
     return [key, `${name.replace(/:[^:/]+$/, '')}@${digest}`]
@@ -38,16 +38,16 @@ export async function resolveDigests(host: Host, registry: RegistryLogin, versio
   return Object.fromEntries(pinned) as Images
 }
 
-/** The engine's own API: no client command prints the digest of a tag without pulling it. */
+/** The engine's own API: no client command prints the digest of a tag without pulling it. Asked side by side. */
 const askDigests = (names: string[]): Command =>
   script(`
 read -r header
 ask() {
   printf '%s\\n' "$header" | curl -s --max-time 30 --unix-socket /var/run/docker.sock -H @- \\
-    -w ' %{http_code}' "http://localhost/distribution/$1/json" | tr -d '\\n' | sed 's/^\\(.*\\) \\([0-9]*\\)$/\\2 \\1/'
-  echo
+    -w ' %{http_code}' "http://localhost/distribution/$2/json" | tr -d '\\n' | sed "s/^\\(.*\\) \\([0-9]*\\)$/$1 \\2 \\1\\n/"
 }
-${names.map((name) => `ask ${quote(name)}`).join('\n')}
+${names.map((name, index) => `ask ${index} ${quote(name)} &`).join('\n')}
+wait
 `)
 
 /** The engine wants the URL alphabet with its padding, which Node's own 'base64url' leaves out. */
