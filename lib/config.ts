@@ -88,7 +88,13 @@ const access = z.object({
   EXTRA_HTTPS_SOURCES: variable(ranges.default([]), '203.0.113.7'),
 })
 
-const GROUPS = { front, server, registry, release, notify, access }
+/** What bootstrap-server needs besides, for what it writes on the server. */
+const blank = z.object({
+  SZAMLAZZ_HU_AGENT_KEY: variable(anything, "the agent key of the company's account at szamlazz.hu"),
+  DOCKER_HUB_MIRROR: variable(z.url({ error: 'is not a URL' }).optional(), 'https://mirror.example'),
+})
+
+const GROUPS = { blank, front, server, registry, release, notify, access }
 type Groups = typeof GROUPS
 export type Config<G extends keyof Groups = keyof Groups> = { [K in G]: z.infer<Groups[K]> } & { secrets: string[] }
 
@@ -96,7 +102,7 @@ export type Front = z.infer<typeof front>
 export type Server = z.infer<typeof server>
 export type AccessSettings = z.infer<typeof access>
 
-const SECRET = /PASSWORD|TOKEN|SECRET|WEBHOOK/
+const SECRET = /PASSWORD|TOKEN|SECRET|WEBHOOK|AGENT_KEY/
 const FILE_PATH = /_FILE$/
 
 /**

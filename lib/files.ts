@@ -19,7 +19,7 @@ const RESTART_SECONDS = 60
  * @param send brings the commit to the server first, unless it is known to be there
  */
 export async function bringFiles(host: Host, commit: string, found: Survey, send = async () => {}): Promise<void> {
-  if (found.commit === commit && !found.checkoutPending) return
+  if (found.commit === commit && found.active && !found.checkoutPending) return
   await send()
   await host.write(chain(prepareActive, emptyColorEnvs, unpackNext(commit)))
   await host.write(chain(compose(sh`config --quiet`, `${ROOT}/${NEXT}`), testNginx), { timeout: 300 })
@@ -27,7 +27,7 @@ export async function bringFiles(host: Host, commit: string, found: Survey, send
 }
 
 /** Compose reads both files on every call, also before there are releases. */
-const emptyColorEnvs = script(`cd ${ROOT} && touch state/blue.env state/green.env`)
+export const emptyColorEnvs = script(`cd ${ROOT} && touch state/blue.env state/green.env`)
 
 /** `nginx -t` on the next files, in a container of its own, without a network. */
 const testNginx = compose(sh`run --rm --no-deps -T nginx-check`, `${ROOT}/${NEXT}`)

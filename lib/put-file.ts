@@ -1,7 +1,7 @@
 import type { Host } from './host.ts'
 import { type Command, sh } from './shell.ts'
 
-type Rights = { owner?: string; group?: string; mode?: string }
+export type Rights = { owner?: string; group?: string; mode?: string }
 
 /** Puts a file in its place on a host, by rename, with its folder where that is missing. Its content comes on stdin. */
 export function putFile(host: Host, path: string, content: string, rights: Rights = {}): Promise<string> {

@@ -1,27 +1,21 @@
-import { readFileSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
+import { connectAdmin } from '../lib/admin.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook } from '../lib/cli.ts'
-import { checkRanges, readRanges } from '../lib/cloudflare.ts'
+import { checkRanges } from '../lib/cloudflare.ts'
 import { loadConfig, sshTarget } from '../lib/config.ts'
 import { confirm } from '../lib/confirm.ts'
-import { EXIT, messageOf, Stop } from '../lib/errors.ts'
+import { EXIT, Stop } from '../lib/errors.ts'
 import { FAMILIES, firewallRules, httpsRanges } from '../lib/firewall.ts'
+import { REVERT_FLAG, revertSeconds, startAtBoot, tryRules, wantedAccess } from '../lib/firewall-apply.ts'
 import {
   assertSafe,
   checkActive,
   compare,
-  FIREWALL,
   install,
   readCounters,
   surveyFirewall,
   switchOff,
 } from '../lib/firewall-server.ts'
 import { redactor } from '../lib/redact.ts'
-import { sh } from '../lib/shell.ts'
-import { connect } from '../lib/ssh.ts'
-
-const RANGES_FILE = fileURLToPath(new URL('../nginx/cloudflare.conf', import.meta.url))
-const REVERT_SECONDS = 120
 
 await runbook(
   {
@@ -33,7 +27,7 @@ await runbook(
       ...DRY_RUN_FLAG,
       status: { type: 'boolean', help: 'what is active, with counters, and whether it is what the files say' },
       off: { type: 'boolean', help: 'emergency: remove the rules; everything that listens is reachable' },
-      'revert-after': { type: 'string', value: 'SECONDS', help: 'old rules come back unless confirmed (default 120)' },
+      ...REVERT_FLAG,
       force: { type: 'boolean', help: 'even when your own address is not an admin, or many ranges changed' },
       yes: { type: 'boolean', help: 'do not ask' },
     },
@@ -46,19 +40,11 @@ await runbook(
     log.hide(redactor(config.secrets))
     const { access: settings } = config
     const target = sshTarget({ ...config.server, SSH_USER: settings.SSH_ADMIN_USER })
-    const seconds = revertSeconds(flags['revert-after'])
-    const file = settings.CLOUDFLARE_RANGES_FILE ?? RANGES_FILE
-    const cloudflare = readRanges(readFileSync(file, 'utf8'), file)
-    const access = {
-      sshPort: target.port,
-      admins: settings.ADMIN_ADDRESSES,
-      interfaces: settings.SSH_ALLOW_INTERFACES,
-      https: [...cloudflare, ...settings.EXTRA_HTTPS_SOURCES],
-      httpFrom: settings.HTTP_FROM,
-    }
+    const seconds = revertSeconds(flags)
+    const { access, cloudflare } = wantedAccess(settings, target.port)
     const rules = { 4: firewallRules(access, 4), 6: firewallRules(access, 6) }
 
-    const host = await log.step('Connect', () => connect(target))
+    const host = await log.step('Connect', () => connectAdmin(target))
     try {
       const found = await log.step('Survey', () => surveyFirewall(host))
       if (flags.off) {
@@ -91,9 +77,9 @@ await runbook(
       if (flags['dry-run']) return EXIT.done
       await confirm(`Apply these rules on ${host.name}?`, flags.yes)
       await log.step('Install', () => install(host, rules))
-      const apply = async () => confirmAnew(await host.write(sh`${FIREWALL} try ${seconds}`))
+      const apply = () => tryRules(host, seconds, () => connectAdmin(target))
       await log.step('Apply, and confirm over a new connection', apply, 'whole')
-      await log.step('At every boot', () => host.write(sh`systemctl enable -q --now kgc-firewall.service`))
+      await log.step('At every boot', () => host.write(startAtBoot))
       log.say(
         `The firewall of ${host.name} is active: SSH from ${access.admins.length} admin ranges, 443 from ${access.https.length} ranges.`,
       )
@@ -101,25 +87,5 @@ await runbook(
     } finally {
       await host.close()
     }
-
-    async function confirmAnew(until: string): Promise<void> {
-      try {
-        // The connection that is open proves nothing: it would go on after a lock-out.
-        const fresh = await connect(target)
-        await fresh.write(sh`${FIREWALL} confirm`).finally(() => fresh.close())
-      } catch (error) {
-        throw new Stop(
-          `The new rules are active but were not confirmed: ${messageOf(error)}\nThe server puts the old ones back at ${until} UTC, by itself.`,
-          [`After that, see what is active: npx tsx scripts/harden-firewall.ts --status`],
-        )
-      }
-    }
   },
 )
-
-function revertSeconds(text: string | undefined): number {
-  if (text === undefined) return REVERT_SECONDS
-  // A new connection is given up after 10 s.
-  if (/^\d{2,4}$/.test(text) && Number(text) >= 15) return Number(text)
-  throw new Stop(`--revert-after ${text} is not a number of seconds from 15.`, [], EXIT.usage)
-}

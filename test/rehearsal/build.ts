@@ -116,7 +116,7 @@ async function hashOf(image: Image, context: string): Promise<string> {
     if (statSync(file).isFile()) hash.update(`${name} ${mode}\n`).update(readFileSync(file))
   }
   const parents = [...readFileSync(join(context, 'Dockerfile'), 'utf8').matchAll(/^FROM (\S+)/gm)].map(
-    ([, name]) => name ?? '',
+    ([, name = '']) => name.replace(/\$\{(\w+)\}/, (_, arg) => image.buildArgs?.[arg] ?? ''),
   )
   for (const parent of parents) {
     hash.update((await local.probe(sh`docker image inspect -f ${'{{.Id}}'} ${parent}`)).stdout)

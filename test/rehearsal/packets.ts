@@ -30,7 +30,7 @@ export async function startClients(): Promise<void> {
   await Promise.all(
     Object.entries(SOURCES).map(([source, { network, address }]) =>
       docker(
-        sh`run -d --init --name ${container(source as Source)} --network ${network} --ip ${address} --entrypoint sleep ${`${PREFIX}/server`} 3600`,
+        sh`run -d --init --name ${container(source as Source)} --network ${network} --ip ${address} --entrypoint sleep ${`${PREFIX}/blank:trixie`} 3600`,
       ),
     ),
   )

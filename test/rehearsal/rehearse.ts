@@ -13,6 +13,7 @@ import {
   inState,
   makeStateDir,
   NETWORKS,
+  PACKAGES,
   PREFIX,
   PROJECT_DIR,
   REGISTRY,
@@ -20,11 +21,28 @@ import {
   SINK,
   STATE_DIR,
 } from './names.ts'
-import { claimNames, connectAs, makeNetworks, removeServer, startRegistry, startServer, startSink } from './server.ts'
-import { makeRegistryPassword, setUpServer } from './setup.ts'
+import {
+  claimNames,
+  connectAs,
+  makeNetworks,
+  removeServer,
+  startHelpers,
+  startRegistry,
+  startServer,
+} from './server.ts'
+import { makeRegistryPassword, setUpServer, writeOperatorEnv } from './setup.ts'
 
 /** Raises everything but the ERP itself: images, registry, and a server that is ready for its first deploy. */
 export async function raise(log: Log): Promise<void> {
+  const booted = await raiseBlank(log)
+  if (booted || !existsSync(inState('ready'))) await setUpServer(log)
+}
+
+/**
+ * Raises what is around the server, and the server as the hoster gives it.
+ * @returns false when it was running already
+ */
+export async function raiseBlank(log: Log): Promise<boolean> {
   makeStateDir()
   await ensureEngine(log)
   await claimNames()
@@ -34,9 +52,10 @@ export async function raise(log: Log): Promise<void> {
   await log.step('Networks', makeNetworks)
   await log.step('Registry', startRegistry)
   await log.step('Images into the registry', pushImages)
-  await log.step('Message sink', startSink)
+  await log.step('Message sink and package mirror', startHelpers)
   const booted = await log.step('Server', startServer)
-  if (booted || !existsSync(inState('.env'))) await log.step('Set up the server', setUpServer)
+  await writeOperatorEnv()
+  return booted
 }
 
 async function up(log: Log): Promise<void> {
@@ -74,8 +93,8 @@ async function deploy(version: string): Promise<void> {
 async function down(log: Log): Promise<void> {
   if ((await local.probe(sh`docker info`)).code === 0) {
     await log.step('Remove the server and its disk', removeServer)
-    await log.step('Remove registry, sink and networks', async () => {
-      await local.probe(sh`docker rm -f -v ${[REGISTRY.container, SINK.container]}`)
+    await log.step('Remove registry, sink, mirror and networks', async () => {
+      await local.probe(sh`docker rm -f -v ${[REGISTRY, SINK, PACKAGES].map(({ container }) => container)}`)
       await local.probe(sh`docker volume rm ${`${PREFIX}-registry`}`)
       for (const { name } of Object.values(NETWORKS)) await local.probe(sh`docker network rm ${name}`)
     })

@@ -5,7 +5,7 @@ import type { Host } from '../../lib/host.ts'
 import { type Command, script, sh } from '../../lib/shell.ts'
 import { connect, fingerprint } from '../../lib/ssh.ts'
 import { docker, local } from './engine.ts'
-import { inState, NETWORKS, PREFIX, PROJECT_DIR, REGISTRY, SERVER, SINK } from './names.ts'
+import { inState, NETWORKS, PACKAGES, PREFIX, PROJECT_DIR, REGISTRY, SERVER, SINK } from './names.ts'
 
 const DISK = inState('disk')
 const DISK_IMAGE = inState('disk.img')
@@ -26,7 +26,7 @@ const OWNER = `--label=kgc.rehearsal.checkout=${PROJECT_DIR}`
  */
 export async function claimNames(): Promise<void> {
   const format = '{{.State.Running}} {{index .Config.Labels "kgc.rehearsal.checkout"}}'
-  for (const container of [SERVER.container, REGISTRY.container, SINK.container]) {
+  for (const container of [SERVER, REGISTRY, SINK, PACKAGES].map(({ container }) => container)) {
     const { code, stdout } = await local.probe(sh`docker container inspect -f ${format} ${container}`)
     const [isRunning = '', owner = ''] = stdout.trim().split(' ')
     if (code !== 0 || owner === PROJECT_DIR) continue
@@ -68,16 +68,22 @@ export async function startRegistry(): Promise<void> {
 
 export const registryPassword = () => readFileSync(inState('registry-password'), 'utf8').trim()
 
-export async function startSink(): Promise<void> {
-  if (await running(SINK.container)) return
-  await local.probe(sh`docker rm -f ${SINK.container}`)
-  await docker(
-    sh`run -d --name ${SINK.container} ${OWNER} --network ${NETWORKS.main.name} --ip ${SINK.address} ${`${PREFIX}/sink`}`,
-  )
+/** The sink for messages, and the mirror of packages. */
+export async function startHelpers(): Promise<void> {
+  for (const [{ container, address }, image] of [
+    [SINK, 'sink'],
+    [PACKAGES, 'packages'],
+  ] as const) {
+    if (await running(container)) continue
+    await local.probe(sh`docker rm -f ${container}`)
+    await docker(
+      sh`run -d --name ${container} ${OWNER} --network ${NETWORKS.main.name} --ip ${address} ${`${PREFIX}/${image}`}`,
+    )
+  }
 }
 
 /**
- * Boots the server: a container with systemd, its own sshd and dockerd, and a disk of its own.
+ * Boots the server: a container with systemd, its own sshd, and a disk of its own. A new one is blank.
  * @returns false when it was running already
  */
 export async function startServer(): Promise<boolean> {
@@ -87,20 +93,43 @@ export async function startServer(): Promise<boolean> {
     const hosts = sh`--add-host ${`${REGISTRY.host.split(':')[0]}:${REGISTRY.address}`}`
     const volumes = sh`-v ${`${DISK}/docker:/var/lib/docker`} -v ${`${DISK}/kgc:/opt/kgc`}`
     await docker(
-      sh`create --name ${SERVER.container} ${OWNER} --hostname kgc-erp --network ${NETWORKS.main.name} --ip ${SERVER.address} ${hosts} ${volumes} ${await bootFlags()}`,
+      sh`create --name ${SERVER.container} ${OWNER} --hostname kgc-erp --network ${NETWORKS.main.name} --ip ${SERVER.address} ${hosts} ${volumes} ${await bootFlags('trixie')}`,
     )
     await docker(sh`network connect --ip ${SERVER.edgeAddress} ${NETWORKS.edge.name} ${SERVER.container}`)
     await docker(sh`start ${SERVER.container}`)
   }
-  await until(async () => (await local.probe(inServer(sh`systemctl is-active ssh docker`))).code === 0, 'the server')
-  await authorizeRoot()
+  await asHoster('trixie')
   return true
 }
 
+const BOOTED = script(
+  'systemctl is-active ssh && { ! systemctl is-enabled -q docker 2> /dev/null || systemctl is-active docker; }',
+)
+
+/** What the hoster does to a new server: the customer's key for root, and where packages come from. */
+export async function asHoster(suite: Suite, container = SERVER.container): Promise<void> {
+  await until(async () => (await local.probe(inServer(BOOTED, container))).code === 0, 'the server')
+  if (!existsSync(inState('id_ed25519'))) {
+    await local.read(sh`ssh-keygen -q -t ed25519 -N ${''} -C kgc-rehearsal -f ${inState('id_ed25519')}`)
+  }
+  const key = readFileSync(inState('id_ed25519.pub'), 'utf8')
+  const source = `deb [trusted=yes] http://${PACKAGES.address}/${suite} ./`
+  await local.read(
+    inServer(
+      script(`
+umask 077; mkdir -p /root/.ssh; echo '${key.trim()}' > /root/.ssh/authorized_keys
+rm -f /etc/apt/sources.list.d/*.sources; install -m 644 /dev/null /etc/apt/sources.list; echo '${source}' > /etc/apt/sources.list`),
+      container,
+    ),
+  )
+}
+
+type Suite = 'trixie' | 'bookworm'
+
 /** What systemd needs to run in a container; it differs between the two kinds of control groups. */
-async function bootFlags(): Promise<Command> {
+export async function bootFlags(suite: Suite): Promise<Command> {
   const common = sh`--cap-add ALL --cap-drop SYS_RESOURCE --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined --tmpfs /run --tmpfs /tmp`
-  const image = `${PREFIX}/server`
+  const image = `${PREFIX}/blank:${suite}`
   const version = await docker(sh`info -f ${'{{.CgroupVersion}}'}`)
   return version === '1'
     ? sh`${common} -v /sys/fs/cgroup:/sys/fs/cgroup:rw --cgroupns=host ${image} SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1`
@@ -108,21 +137,11 @@ async function bootFlags(): Promise<Command> {
 }
 
 /** A command on the server's console, as the hoster's panel offers one. Only the rehearsal itself uses it. */
-export const inServer = (command: Command) => sh`docker exec ${SERVER.container} sh -c ${command.shell}`
+export const inServer = (command: Command, container = SERVER.container) =>
+  sh`docker exec ${container} sh -c ${command.shell}`
 
-/** The hoster puts the customer's key onto a new server, and its panel shows the host key. */
-async function authorizeRoot(): Promise<void> {
-  if (!existsSync(inState('id_ed25519'))) {
-    await local.read(sh`ssh-keygen -q -t ed25519 -N ${''} -C kgc-rehearsal -f ${inState('id_ed25519')}`)
-  }
-  const key = readFileSync(inState('id_ed25519.pub'), 'utf8')
-  await local.read(
-    inServer(script(`umask 077; mkdir -p /root/.ssh; echo '${key.trim()}' > /root/.ssh/authorized_keys`)),
-  )
-}
-
-export async function hostKey(): Promise<string> {
-  const [, key = ''] = (await local.read(inServer(sh`cat /etc/ssh/ssh_host_ed25519_key.pub`))).split(' ')
+export async function hostKey(container = SERVER.container): Promise<string> {
+  const [, key = ''] = (await local.read(inServer(sh`cat /etc/ssh/ssh_host_ed25519_key.pub`, container))).split(' ')
   return fingerprint(Buffer.from(key, 'base64'))
 }
 
@@ -137,8 +156,7 @@ export async function removeServer(): Promise<void> {
     async () => !(await isMounted()) || (await local.probe(sh`umount ${DISK}`)).code === 0,
     'the disk to be released',
   )
-  // Without the configuration the next server counts as one that is not set up yet.
-  await local.read(sh`rm -rf ${DISK} ${DISK_IMAGE} ${inState('.env')}`)
+  await local.read(sh`rm -rf ${DISK} ${DISK_IMAGE} ${inState('.env')} ${inState('ready')}`)
 }
 
 const isMounted = async () => (await local.probe(sh`mountpoint -q ${DISK}`)).code === 0

@@ -4,7 +4,7 @@
  * Compose knows the images by the names of production: the server pulls the customer's own from the rehearsal's
  * registry, and Docker Hub's from its mirror.
  *
- * Real programs, from Debian's packages: systemd, sshd and Docker of the server, the registry, PostgreSQL 15 with
+ * Real programs, from Debian's packages: systemd and sshd of the server, what it installs from the mirror, the registry, PostgreSQL 15 with
  * pgvector, Redis (7.0, not 7.4), nginx (1.30), Prometheus, Alertmanager and the exporters (each a little older than
  * the pinned upstream version), cron and the PostgreSQL client of the backup image.
  * Stood in for, by the programs in ../stand-in: the KGC backend and frontend, Twenty, Chatwoot, Horilla, Grafana,
@@ -27,7 +27,17 @@ export const images: readonly Image[] = [
   { folder: 'base', where: 'here', name: 'kgc-rehearsal/base', suites: ['forky'] },
   { folder: 'node', where: 'here', name: 'kgc-rehearsal/node', suites: ['forky'] },
 
-  { folder: 'server', where: 'here', name: 'kgc-rehearsal/server', suites: ['trixie'] },
+  ...(['trixie', 'bookworm'] as const).map(
+    (suite): Image => ({
+      folder: 'blank',
+      where: 'here',
+      name: `kgc-rehearsal/blank:${suite}`,
+      suites: [suite],
+      buildArgs: { SUITE: suite },
+    }),
+  ),
+  { folder: 'packages', where: 'here', name: 'kgc-rehearsal/packages', suites: ['trixie', 'bookworm'] },
+  { folder: 'audit', where: 'here', name: 'kgc-rehearsal/audit', suites: ['trixie'] },
   { folder: 'registry', where: 'here', name: 'kgc-rehearsal/registry', suites: ['bookworm'] },
   { folder: 'sink', where: 'here', name: 'kgc-rehearsal/sink', suites: ['forky'], standIn: 'sink.ts' },
 

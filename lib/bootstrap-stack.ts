@@ -1,0 +1,172 @@
+import { parse } from 'dotenv'
+import type { Step } from './bootstrap.ts'
+import { checkoutCommit, localCommit, sendCommit } from './checkout.ts'
+import type { AccessSettings } from './config.ts'
+import { emptyColorEnvs } from './files.ts'
+import { wantedAccess } from './firewall-apply.ts'
+import type { Host } from './host.ts'
+import { ROOT } from './layout.ts'
+import { localHost } from './local.ts'
+import { putFile } from './put-file.ts'
+import { generateSecrets, redisAcl, SECRETS } from './secrets.ts'
+import { chain, quote, script, sh } from './shell.ts'
+import { prepareActive } from './switch.ts'
+
+/** Folders that git does not have: path, mode, owner. */
+const FOLDERS = [
+  ['', 755, 'deploy'],
+  ['state', 755, 'deploy'],
+  ['state/nginx', 755, 'deploy'],
+  ['secrets', 700, 'deploy'],
+  ['secrets/redis', 750, 'deploy'],
+  ['secrets/redis-queue', 750, 'deploy'],
+  ['certs', 700, 'root'],
+] as const
+
+export const folders: Step = {
+  title: `Folders of ${ROOT}`,
+  check: FOLDERS.map(
+    ([path, mode, owner]) =>
+      `[ "$(stat -c '%a %U' ${ROOT}/${path} 2> /dev/null)" = '${mode} ${owner}' ] || echo '${ROOT}/${path} is not there as ${mode} ${owner}'`,
+  ).join('\n'),
+  async apply(host) {
+    await host.write(
+      chain(
+        ...FOLDERS.map(([path, mode, owner]) => sh`install -d -m ${mode} -o ${owner} -g ${owner} ${`${ROOT}/${path}`}`),
+      ),
+    )
+  },
+}
+
+/**
+ * The stack's variables. What is there already stays, whatever it is: a secret that changed would shut its users out.
+ * @param given the values that are not generated
+ */
+export function environment(given: Record<string, string | number>): Step {
+  const fixed = Object.fromEntries(Object.entries(given).map(([name, value]) => [name, String(value)]))
+  const names = ['DEPLOY_GID', ...new Set([...Object.keys(fixed), ...SECRETS.map(({ name }) => name)])]
+  return {
+    title: 'Variables and secrets of the stack',
+    check: `
+for name in ${names.join(' ')}; do grep -qs "^$name=." ${ROOT}/.env || echo "$name is not set in .env"; done
+[ "$(stat -c '%a %U' ${ROOT}/.env 2> /dev/null)" = '600 deploy' ] || echo '.env is not there as 600 deploy'`,
+    async apply(host) {
+      const text = Object.entries(generateSecrets(fixed))
+        .concat(Object.entries(fixed).filter(([name]) => !SECRETS.some((secret) => secret.name === name)))
+        .map(([name, value]) => `${name}=${value}\n`)
+        .join('')
+      await host.write(
+        script(`
+set -e
+umask 077
+cd ${ROOT}
+touch .env
+grep -v '^[A-Z0-9_]*=$' .env > .env.next || true
+{ cat; echo "DEPLOY_GID=$(id -g deploy)"; } | while read -r line; do
+  grep -q "^\${line%%=*}=" .env.next || printf '%s\\n' "$line" >> .env.next
+done
+chown deploy: .env.next
+mv .env.next .env`),
+        { input: text },
+      )
+    },
+  }
+}
+
+const REDIS_USERS = ['KGC', 'TWENTY', 'CHATWOOT', 'EXPORTER']
+/** Redis' users follow from the secrets. A password that was added beside another, for a rotation, stays. */
+export const redisUsers: Step = {
+  title: "Redis' users",
+  check: `
+for redis in redis redis-queue; do
+  file=${ROOT}/secrets/$redis/users.acl
+  [ "$(stat -c '%a %U' $file 2> /dev/null)" = '640 deploy' ] || echo "$file is not there as 640 deploy"
+  for name in ${REDIS_USERS.join(' ')}; do
+    sum=$(printf %s "$(sed -n "s/^\${name}_REDIS_PASSWORD=//p" ${ROOT}/.env 2> /dev/null)" | sha256sum | cut -d' ' -f1)
+    grep -qs "#$sum" $file || echo "$redis does not know the password of $name"
+  done
+done`,
+  async apply(host) {
+    const content = redisAcl(parse(await host.read(sh`cat ${`${ROOT}/.env`}`)))
+    for (const redis of ['redis', 'redis-queue'])
+      await putFile(host, `${ROOT}/secrets/${redis}/users.acl`, content, { owner: 'deploy', mode: '640' })
+  },
+}
+
+/** A file that is put where there is none: from then on somebody else keeps it. */
+const startWith =
+  (path: string, content: string): Step['apply'] =>
+  async (host) => {
+    if ((await host.probe(sh`test -s ${path}`)).code !== 0)
+      await putFile(host, path, content, { owner: 'deploy', mode: '644' })
+  }
+
+/** Whose word about the visitor's address nginx believes, and whom it lets in to Grafana. */
+export function nginxLists(settings: AccessSettings): Step {
+  const files = {
+    'cloudflare.conf': wantedAccess(settings, 22)
+      .cloudflare.map(({ text }) => `set_real_ip_from ${text};\n`)
+      .join(''),
+    'admins.conf': settings.ADMIN_ADDRESSES.map(({ text }) => `allow ${text};\n`).join(''),
+  }
+  return {
+    title: "nginx's lists of addresses",
+    check: Object.keys(files)
+      .map((name) => `[ -s ${ROOT}/state/nginx/${name} ] || echo '${name} is missing'`)
+      .join('\n'),
+    async apply(host) {
+      for (const [name, content] of Object.entries(files)) await startWith(`${ROOT}/state/nginx/${name}`, content)(host)
+    },
+  }
+}
+
+/** nginx does not start without a certificate: this one nobody believes, until the real one is put in its place. */
+export const placeholder = (domain: string): Step => ({
+  title: 'A certificate to start with',
+  check: `
+for file in fullchain.pem privkey.pem; do [ -s ${ROOT}/certs/$file ] || echo "$file is missing"; done
+[ "$(stat -c %a ${ROOT}/certs/privkey.pem 2> /dev/null)" = 600 ] || echo 'others may read the key'`,
+  async apply(host) {
+    const names = ['', 'crm.', 'support.', 'hr.', 'grafana.'].map((sub) => `DNS:${sub}${domain}`).join(',')
+    await host.write(
+      script(`
+set -e
+umask 077
+cd ${ROOT}/certs
+[ -s fullchain.pem ] && [ -s privkey.pem ] || {
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj ${quote(`/CN=${domain}`)} -addext ${quote(`subjectAltName=${names}`)} -keyout privkey.pem.next -out fullchain.pem.next 2> /dev/null
+  mv privkey.pem.next privkey.pem
+  mv fullchain.pem.next fullchain.pem
+  chmod 644 fullchain.pem
+}
+chmod 600 privkey.pem`),
+    )
+  },
+})
+
+/** The files of this commit, once: from the first deploy on, releases say which files the server has. */
+export const checkout: Step = {
+  title: 'Checkout',
+  check: `
+runuser -u deploy -- git -C ${ROOT} rev-parse -q --verify HEAD > /dev/null 2>&1 || echo 'there is none'
+[ -e ${ROOT}/state/nginx/release.conf ] || echo 'there is no release.conf'
+for color in blue green; do [ -e ${ROOT}/state/$color.env ] || echo "there is no $color.env"; done`,
+  async apply(host) {
+    const asDeploy = runAs('deploy', host)
+    const local = localHost()
+    const { hash } = await localCommit(local)
+    await asDeploy.write(script(`git -C ${ROOT} rev-parse --git-dir > /dev/null 2>&1 || git -C ${ROOT} init -q`))
+    await asDeploy.write(chain(prepareActive, emptyColorEnvs))
+    if ((await asDeploy.probe(sh`git -C ${ROOT} rev-parse -q --verify HEAD`)).code === 0) return
+    await sendCommit(local, asDeploy, hash, '')
+    await asDeploy.write(checkoutCommit(hash))
+  },
+}
+
+/** The same host, with commands run by another user. */
+const runAs = (name: string, host: Host): Host => ({
+  ...host,
+  read: (command, options) => host.read(sh`runuser -u ${name} -- sh -c ${command.shell}`, options),
+  write: (command, options) => host.write(sh`runuser -u ${name} -- sh -c ${command.shell}`, options),
+  probe: (command, options) => host.probe(sh`runuser -u ${name} -- sh -c ${command.shell}`, options),
+})
