@@ -85,13 +85,13 @@ systemctl is-enabled -q kgc-sshd || echo 'kgc-sshd does not start at boot'
 for wanted in ${effective.map(quote).join(' ')}; do
   sshd -T 2> /dev/null | grep -qx "$wanted" || echo "what counts is not: $wanted"
 done`,
-    async apply(host) {
+    async apply(host, dryRun) {
       for (const { path, content, ...rights } of programs) await putFile(host, path, content, rights)
       await host.write(script('install -d -m 700 /etc/kgc && systemctl daemon-reload && systemctl enable -q kgc-sshd'))
       await host.write(sh`${KGC_SSHD} try ${seconds}`, { input: content })
       try {
         // The connection that is open proves nothing: it would go on after a lock-out.
-        for (const name of Object.values(users)) await (await connectAs(name)).close()
+        for (const name of dryRun ? [] : Object.values(users)) await (await connectAs(name)).close()
         await host.write(sh`${KGC_SSHD} confirm`)
       } catch (error) {
         const undone = await host.write(sh`${KGC_SSHD} revert`).then(

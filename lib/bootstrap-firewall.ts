@@ -2,7 +2,7 @@ import { checkFile, type Step, serverText } from './bootstrap.ts'
 import { checkRanges } from './cloudflare.ts'
 import type { AccessSettings } from './config.ts'
 import { FAMILIES, firewallRules, httpsRanges } from './firewall.ts'
-import { startAtBoot, tryRules, wantedAccess } from './firewall-apply.ts'
+import { startAtBoot, tryFor, tryRules, wantedAccess } from './firewall-apply.ts'
 import { assertSafe, FIREWALL, install, surveyFirewall } from './firewall-server.ts'
 import type { Host } from './host.ts'
 
@@ -30,18 +30,20 @@ export function firewall(
 ${files.map(checkFile).join('\n')}
 [ ! -x ${FIREWALL} ] || ${FIREWALL} check 2>&1
 systemctl is-enabled -q kgc-firewall || echo 'it does not start at boot'`,
-    async apply(host) {
-      const found = await surveyFirewall(host)
-      const extra = settings.EXTRA_HTTPS_SOURCES.map(({ text }) => text)
-      checkRanges(
-        cloudflare,
-        httpsRanges(found.kept).filter(({ text }) => !extra.includes(text)),
-        false,
-      )
-      assertSafe(found, access, false)
+    async apply(host, dryRun) {
+      if (!dryRun) await refuseUnsafe(host)
       await install(host, rules)
-      await tryRules(host, seconds, connect)
+      if (dryRun) await host.write(tryFor(seconds))
+      else await tryRules(host, seconds, connect)
       await host.write(startAtBoot)
     },
+  }
+
+  async function refuseUnsafe(host: Host): Promise<void> {
+    const found = await surveyFirewall(host)
+    const extra = settings.EXTRA_HTTPS_SOURCES.map(({ text }) => text)
+    const last = httpsRanges(found.kept).filter(({ text }) => !extra.includes(text))
+    checkRanges(cloudflare, last, false)
+    assertSafe(found, access, false)
   }
 }

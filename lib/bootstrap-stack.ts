@@ -1,4 +1,3 @@
-import { parse } from 'dotenv'
 import type { Step } from './bootstrap.ts'
 import { checkoutCommit, localCommit, sendCommit } from './checkout.ts'
 import type { AccessSettings } from './config.ts'
@@ -8,7 +7,6 @@ import type { Host } from './host.ts'
 import { ROOT } from './layout.ts'
 import { localHost } from './local.ts'
 import { putFile } from './put-file.ts'
-import { generateSecrets, redisAcl, SECRETS } from './secrets.ts'
 import { chain, quote, script, sh } from './shell.ts'
 import { prepareActive } from './switch.ts'
 
@@ -38,68 +36,11 @@ export const folders: Step = {
   },
 }
 
-/**
- * The stack's variables. What is there already stays, whatever it is: a secret that changed would shut its users out.
- * @param given the values that are not generated
- */
-export function environment(given: Record<string, string | number>): Step {
-  const fixed = Object.fromEntries(Object.entries(given).map(([name, value]) => [name, String(value)]))
-  const names = ['DEPLOY_GID', ...new Set([...Object.keys(fixed), ...SECRETS.map(({ name }) => name)])]
-  return {
-    title: 'Variables and secrets of the stack',
-    check: `
-for name in ${names.join(' ')}; do grep -qs "^$name=." ${ROOT}/.env || echo "$name is not set in .env"; done
-[ "$(stat -c '%a %U' ${ROOT}/.env 2> /dev/null)" = '600 deploy' ] || echo '.env is not there as 600 deploy'`,
-    async apply(host) {
-      const text = Object.entries(generateSecrets(fixed))
-        .concat(Object.entries(fixed).filter(([name]) => !SECRETS.some((secret) => secret.name === name)))
-        .map(([name, value]) => `${name}=${value}\n`)
-        .join('')
-      await host.write(
-        script(`
-set -e
-umask 077
-cd ${ROOT}
-touch .env
-grep -v '^[A-Z0-9_]*=$' .env > .env.next || true
-{ cat; echo "DEPLOY_GID=$(id -g deploy)"; } | while read -r line; do
-  grep -q "^\${line%%=*}=" .env.next || printf '%s\\n' "$line" >> .env.next
-done
-chown deploy: .env.next
-mv .env.next .env`),
-        { input: text },
-      )
-    },
-  }
+/** Puts a file where there is none: from then on somebody else keeps it. */
+async function startWith(host: Host, path: string, content: string): Promise<void> {
+  if ((await host.probe(sh`test -s ${path}`)).code !== 0)
+    await putFile(host, path, content, { owner: 'deploy', mode: '644' })
 }
-
-const REDIS_USERS = ['KGC', 'TWENTY', 'CHATWOOT', 'EXPORTER']
-/** Redis' users follow from the secrets. A password that was added beside another, for a rotation, stays. */
-export const redisUsers: Step = {
-  title: "Redis' users",
-  check: `
-for redis in redis redis-queue; do
-  file=${ROOT}/secrets/$redis/users.acl
-  [ "$(stat -c '%a %U' $file 2> /dev/null)" = '640 deploy' ] || echo "$file is not there as 640 deploy"
-  for name in ${REDIS_USERS.join(' ')}; do
-    sum=$(printf %s "$(sed -n "s/^\${name}_REDIS_PASSWORD=//p" ${ROOT}/.env 2> /dev/null)" | sha256sum | cut -d' ' -f1)
-    grep -qs "#$sum" $file || echo "$redis does not know the password of $name"
-  done
-done`,
-  async apply(host) {
-    const content = redisAcl(parse(await host.read(sh`cat ${`${ROOT}/.env`}`)))
-    for (const redis of ['redis', 'redis-queue'])
-      await putFile(host, `${ROOT}/secrets/${redis}/users.acl`, content, { owner: 'deploy', mode: '640' })
-  },
-}
-
-/** A file that is put where there is none: from then on somebody else keeps it. */
-const startWith =
-  (path: string, content: string): Step['apply'] =>
-  async (host) => {
-    if ((await host.probe(sh`test -s ${path}`)).code !== 0)
-      await putFile(host, path, content, { owner: 'deploy', mode: '644' })
-  }
 
 /** Whose word about the visitor's address nginx believes, and whom it lets in to Grafana. */
 export function nginxLists(settings: AccessSettings): Step {
@@ -115,7 +56,7 @@ export function nginxLists(settings: AccessSettings): Step {
       .map((name) => `[ -s ${ROOT}/state/nginx/${name} ] || echo '${name} is missing'`)
       .join('\n'),
     async apply(host) {
-      for (const [name, content] of Object.entries(files)) await startWith(`${ROOT}/state/nginx/${name}`, content)(host)
+      for (const [name, content] of Object.entries(files)) await startWith(host, `${ROOT}/state/nginx/${name}`, content)
     },
   }
 }

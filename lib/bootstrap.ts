@@ -13,8 +13,11 @@ export type Step = {
    * this machine can never be.
    */
   check: string
-  /** Makes it so. Every command of it can be run again, also after it was cut off in the middle. */
-  apply(host: Host): Promise<void>
+  /**
+   * Makes it so. Every command of it can be run again, also after it was cut off in the middle.
+   * @param dryRun writes are printed only, so that what they make cannot be read or tried
+   */
+  apply(host: Host, dryRun: boolean): Promise<void>
 }
 
 export type State = { title: string; drift: string[]; cannot: string[] }
@@ -89,9 +92,9 @@ export function parseStates(output: string, steps: Step[]): State[] {
 }
 
 /** Does one step so that a run which dies in the middle of it is completed by the next one. */
-export async function applyStep(host: Host, step: Step): Promise<void> {
+export async function applyStep(host: Host, step: Step, dryRun: boolean): Promise<void> {
   await host.write(sh`install -d -m 700 ${BEGUN} && touch ${marker(step)}`)
-  await step.apply(host)
+  await step.apply(host, dryRun)
   await host.write(sh`rm -f ${marker(step)}`)
 }
 

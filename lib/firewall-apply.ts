@@ -42,13 +42,15 @@ export function wantedAccess(settings: AccessSettings, sshPort: number): { acces
   return { access, cloudflare }
 }
 
+export const tryFor = (seconds: number) => sh`${FIREWALL} try ${seconds}`
+
 /**
  * Tries the candidate rules, and keeps them only when a new connection comes through.
  * @param connect opens that connection
  * @throws Stop that says when the server puts the old rules back, by itself
  */
 export async function tryRules(host: Host, seconds: number, connect: () => Promise<Host>): Promise<void> {
-  const until = await host.write(sh`${FIREWALL} try ${seconds}`)
+  const until = await host.write(tryFor(seconds))
   try {
     // The connection that is open proves nothing: it would go on after a lock-out.
     const fresh = await connect()

@@ -45,7 +45,7 @@ export function serverProblems(found: Survey, minFreeGb: number): { problem: str
     return [
       {
         problem: `The server is not set up: there is no ${ROOT}/.env.`,
-        hint: 'Set the server up first: RUNBOOK.md, "First setup".',
+        hint: 'Set it up first: npx tsx scripts/bootstrap-server.ts (RUNBOOK.md, "A new server").',
       },
     ]
   }

@@ -3,6 +3,7 @@ import { applyStep, oneAtATime, type State, type Step, surveySteps } from '../li
 import { sshd, user } from '../lib/bootstrap-access.ts'
 import { dockerRepository, dockerRuns, dockerSettings, planDocker } from '../lib/bootstrap-docker.ts'
 import { firewall } from '../lib/bootstrap-firewall.ts'
+import { environment, redisUsers } from '../lib/bootstrap-secrets.ts'
 import * as stack from '../lib/bootstrap-stack.ts'
 import * as system from '../lib/bootstrap-system.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook } from '../lib/cli.ts'
@@ -64,7 +65,7 @@ await runbook(
       const host = oneAtATime(server)
       for (const step of missing) {
         if (dryRun) log.result(`\n# ${step.title}`)
-        await log.step(step.title, () => applyStep(host, step), 'whole')
+        await log.step(step.title, () => applyStep(host, step, dryRun), 'whole')
       }
       if (dryRun) return EXIT.done
 
@@ -107,14 +108,14 @@ await runbook(
         dockerSettings(found.daemonJson, config.blank.DOCKER_HUB_MIRROR),
         system.packages([...system.PACKAGES, ...docker.packages]),
         dockerRuns,
-        ...[system.timeAndZone, system.swap, system.kernel, system.journal, system.upgrades],
+        ...[system.timeAndZone, system.swap, system.kernel, system.modules, system.journal, system.upgrades],
         ...(admin === 'root' ? [] : [user('Admin user', admin, found.login, 'sudo')]),
         user('Deploy user', 'deploy', found.login, 'docker'),
         system.bans(config.access.ADMIN_ADDRESSES.map(({ text }) => text)),
         sshd({ admin, deploy: 'deploy' }, fresh, seconds),
         stack.folders,
-        stack.environment(stackValues(config, found)),
-        stack.redisUsers,
+        environment(stackValues(config, found)),
+        redisUsers,
         stack.nginxLists(config.access),
         stack.placeholder(config.front.DOMAIN),
         stack.checkout,

@@ -55,11 +55,11 @@ export function startScript(
 /** What both streams said, for a failure message. */
 export const said = ({ code, stdout, stderr }: Run) => `exit code ${code}\n${stdout}${stderr}`
 
+export const outputHas = (text: string) => printed.join('').includes(text)
+
 export const secretsInOutput = () => {
   const { REGISTRY_PASSWORD, SMOKE_PASSWORD, SLACK_WEBHOOK_URL } = operatorEnv()
-  return [REGISTRY_PASSWORD, SMOKE_PASSWORD, SLACK_WEBHOOK_URL].filter((value) =>
-    printed.join('').includes(value ?? ''),
-  )
+  return [REGISTRY_PASSWORD, SMOKE_PASSWORD, SLACK_WEBHOOK_URL].filter((value) => outputHas(value ?? ''))
 }
 
 export const operatorEnv = () => parse(readFileSync(ENV_FILE))
@@ -83,12 +83,19 @@ export const ask = (sub: string | undefined, request?: Ask) => frontDoor(front()
 export const servedVersion = async () =>
   (JSON.parse((await ask(undefined, { path: '/api/health' })).body) as { version: string }).version
 
-/** Makes sure that the rehearsal runs; with `empty`, that its server is a new one on which nothing was deployed. */
-export async function rehearsal({ empty = false } = {}): Promise<void> {
-  if (empty) await removeServer()
+/**
+ * Makes sure that the rehearsal runs, and serves.
+ * @param empty with `true`, nothing was ever deployed on its server; with `either`, it does not matter
+ */
+export async function rehearsal({ empty = false }: { empty?: boolean | 'either' } = {}): Promise<void> {
   await raise(createLog())
-  const host = await connectAs('deploy')
-  const { active } = await survey(host).finally(() => host.close())
+  if (empty === 'either') return
+  const { active, records, containers } = await serverSurvey()
+  const used = active !== undefined || records.length + Object.keys(containers).length > 0
+  if (empty && used) {
+    await removeServer()
+    await raise(createLog())
+  }
   if (empty || active) return
   for (const version of ['v1', 'v2']) {
     const run = await runScript('deploy', [version])

@@ -1,13 +1,20 @@
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { parse } from 'dotenv'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { applyStep, parseStates, type Step, surveyCommand, surveySteps } from '../../lib/bootstrap.ts'
 import { sshdSettings } from '../../lib/bootstrap-access.ts'
 import { daemonJson, planDocker } from '../../lib/bootstrap-docker.ts'
+import { environment, envLine } from '../../lib/bootstrap-secrets.ts'
 import { validate } from '../../lib/config.ts'
 import { Stop } from '../../lib/errors.ts'
+import type { Host } from '../../lib/host.ts'
+import { ROOT } from '../../lib/layout.ts'
 import { localHost } from '../../lib/local.ts'
 import { assertFit, type Facts, limitsFor, parseFacts } from '../../lib/server-facts.ts'
-import { script } from '../../lib/shell.ts'
+import { type Command, script } from '../../lib/shell.ts'
 
 const test = suite('setting a server up')
 
@@ -157,11 +164,44 @@ test('takes no answer for drift, never for agreement', () => {
   assert.equal(parseStates('', [step('A', 'true')])[0]?.drift, ['the check did not run'])
 })
 
+test('writes values that Compose and dotenv read alike', () => {
+  for (const value of ['plain-1', 'with $dollar and # and "quotes" and \\ and spaces', ' edges '])
+    assert.is(parse(envLine('NAME', value)).NAME, value)
+  assert.is(envLine('NAME', 'a$b'), "NAME='a$b'\n")
+  for (const value of ["it's", 'two\nlines']) assert.throws(() => envLine('NAME', value), /NAME has a single quote or/)
+})
+
+test('keeps every value of an env file that is there, and adds what is missing', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'kgc-env-'))
+  const before = "# by hand\nDOMAIN=old.example\nJWT_SECRET=kept\nGRAFANA_SECRET_KEY=\nOTHER='a b'"
+  writeFileSync(join(folder, '.env'), before)
+  const one = environment({ DOMAIN: 'new.example', SMOKE_EMAIL: 'a@b.example' })
+  const here = ({ shell }: Command) =>
+    script(
+      shell
+        .replaceAll(ROOT, folder)
+        .replace('id -g deploy', 'id -g')
+        .replace(/^chown .*$/m, ''),
+    )
+  const local = localHost()
+  const host: Host = { ...local, write: (command, options) => local.write(here(command), options) }
+  await one.apply(host, false)
+  const text = readFileSync(join(folder, '.env'), 'utf8')
+  const values = parse(text)
+  assert.match(text, /^# by hand\nDOMAIN=old\.example\nJWT_SECRET=kept\nOTHER='a b'\n/)
+  assert.is(values.SMOKE_EMAIL, 'a@b.example')
+  assert.match(values.GRAFANA_SECRET_KEY ?? '', /^[0-9a-f]{48}$/)
+  assert.is(statSync(join(folder, '.env')).mode & 0o777, 0o600)
+  await one.apply(host, false)
+  assert.is(readFileSync(join(folder, '.env'), 'utf8'), text)
+  rmSync(folder, { recursive: true })
+})
+
 test('leaves a mark while a step is being done, which its check reads', async () => {
   const written: string[] = []
   const host = { ...localHost(), write: async (command: { shell: string }) => `${written.push(command.shell)}` }
   const one = step('A step', 'true', async (to) => void (await to.write(script('work'))))
-  await applyStep(host, one)
+  await applyStep(host, one, false)
   assert.match(written[0] ?? '', /touch (\S+a-step)$/)
   assert.is(written[1], 'work')
   assert.match(written[2] ?? '', /^rm -f \S+a-step$/)

@@ -18,7 +18,7 @@ const target = async () => ({
   hostKey: await hostKey(),
 })
 
-test.before(() => rehearsal())
+test.before(() => rehearsal({ empty: 'either' }))
 
 test('brings hostile arguments to the server as they were', async () => {
   await onServer(async (host) => {

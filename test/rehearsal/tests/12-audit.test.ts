@@ -1,0 +1,41 @@
+import { readFileSync } from 'node:fs'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { script } from '../../../lib/shell.ts'
+import { CIS } from '../cis-docker.ts'
+import { onServer, rehearsal } from '../harness.ts'
+import { PROJECT_DIR } from '../names.ts'
+
+const SCORES = JSON.parse(readFileSync(`${PROJECT_DIR}/test/rehearsal/scores.json`, 'utf8')) as { cis: number }
+
+const test = suite('the CIS Docker Benchmark, on the serving server')
+
+/** What does not meet each check, by id. */
+const found = new Map<string, string>()
+
+test.before(async () => {
+  await rehearsal()
+  const checks = CIS.map(({ id, offenders }) => `echo '@@${id}'; ( ${offenders}\n) 2>&1 < /dev/null`).join('\n')
+  const { stdout } = await onServer((host) => host.probe(script(`cd /\n${checks}`), { timeout: 120 }))
+  for (const part of stdout.split(/^@@/m).slice(1)) {
+    const [id = '', ...lines] = part.split('\n')
+    found.set(id, lines.join('\n').trim())
+  }
+})
+
+for (const { id, title, not } of CIS) {
+  test(`${id} ${title}: ${not ? `not met, ${not}` : 'met'}`, () => {
+    const offenders = found.get(id)
+    assert.ok(offenders !== undefined, 'the check did not run')
+    if (not) assert.is.not(offenders, '', 'it is met by now: the list says otherwise')
+    else assert.is(offenders, '')
+  })
+}
+
+test('none is given up that was met before', () => {
+  const met = CIS.filter(({ not }) => !not).length
+  console.log(`  ${met} of ${CIS.length} checks are met`)
+  assert.ok(met >= SCORES.cis, `${met} are fewer than ${SCORES.cis}`)
+})
+
+test.run()
