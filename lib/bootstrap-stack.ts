@@ -1,8 +1,7 @@
 import type { Step } from './bootstrap.ts'
 import { checkoutCommit, localCommit, sendCommit } from './checkout.ts'
-import type { AccessSettings } from './config.ts'
+import type { Cidr } from './cidr.ts'
 import { emptyColorEnvs } from './files.ts'
-import { wantedAccess } from './firewall-apply.ts'
 import type { Host } from './host.ts'
 import { ROOT } from './layout.ts'
 import { localHost } from './local.ts'
@@ -43,12 +42,10 @@ async function startWith(host: Host, path: string, content: string): Promise<voi
 }
 
 /** Whose word about the visitor's address nginx believes, and whom it lets in to Grafana. */
-export function nginxLists(settings: AccessSettings): Step {
+export function nginxLists(admins: Cidr[], cloudflare: Cidr[]): Step {
   const files = {
-    'cloudflare.conf': wantedAccess(settings, 22)
-      .cloudflare.map(({ text }) => `set_real_ip_from ${text};\n`)
-      .join(''),
-    'admins.conf': settings.ADMIN_ADDRESSES.map(({ text }) => `allow ${text};\n`).join(''),
+    'cloudflare.conf': cloudflare.map(({ text }) => `set_real_ip_from ${text};\n`).join(''),
+    'admins.conf': admins.map(({ text }) => `allow ${text};\n`).join(''),
   }
   return {
     title: "nginx's lists of addresses",

@@ -1,4 +1,5 @@
-import { filesStep, type Step, serverText } from './bootstrap.ts'
+import { filesStep, type Step } from './bootstrap.ts'
+import { serverText } from './put-file.ts'
 import { script } from './shell.ts'
 
 /** What the runbooks use on the server, besides Docker. */

@@ -1,6 +1,4 @@
 import { createHash } from 'node:crypto'
-import { readFileSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
 import type { Host } from './host.ts'
 import { putFile, type Rights } from './put-file.ts'
 import { type Command, quote, script, sh } from './shell.ts'
@@ -23,10 +21,6 @@ export type Step = {
 export type State = { title: string; drift: string[]; cannot: string[] }
 
 export type ServerFile = Rights & { path: string; content: string }
-
-/** A file of the folder server/ of this repository. */
-export const serverText = (name: string) =>
-  readFileSync(fileURLToPath(new URL(`../server/${name}`, import.meta.url)), 'utf8')
 
 const BEGUN = '/var/lib/kgc-bootstrap'
 const LOCK = '/run/kgc-bootstrap.lock'

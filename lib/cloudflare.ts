@@ -1,4 +1,8 @@
+import { readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import { z } from 'zod'
 import { type Cidr, contains, overlaps, parseCidr } from './cidr.ts'
+import type { AccessSettings } from './config.ts'
 import { messageOf, Stop } from './errors.ts'
 
 /** Cloudflare publishes 15 and 7 ranges, and changed them three times in five years: what is far from that is not its list. */
@@ -54,6 +58,64 @@ export function checkRanges(ranges: Cidr[], last: Cidr[], force: boolean): void 
   if (!force && kept < KEPT * last.length)
     doubts.push(`only ${kept} of the ${last.length} ranges in use are in it; --force takes it all the same`)
   if (doubts.length > 0) throw refusal(doubts.join('\n  '))
+}
+
+const RANGES_FILE = fileURLToPath(new URL('../nginx/cloudflare.conf', import.meta.url))
+const FETCH_MS = 10_000
+
+/** https://developers.cloudflare.com/api/resources/ips/methods/list/ */
+const ANSWER = z.object({
+  success: z.literal(true),
+  result: z.object({ ipv4_cidrs: z.array(z.string()), ipv6_cidrs: z.array(z.string()) }),
+})
+
+/**
+ * Asks Cloudflare for its ranges.
+ * @throws Error that says why what came cannot be the list; `checkRanges` judges what is in it
+ */
+export async function fetchRanges(url: string): Promise<Cidr[]> {
+  const answer = await fetch(url, { redirect: 'error', signal: AbortSignal.timeout(FETCH_MS) })
+  if (answer.status !== 200) throw new Error(`HTTP ${answer.status}`)
+  const parsed = ANSWER.safeParse(await answer.json().catch(() => undefined))
+  if (!parsed.success) throw new Error('the answer is not the JSON that Cloudflare documents')
+  const { ipv4_cidrs, ipv6_cidrs } = parsed.data.result
+  return [...ipv4_cidrs, ...ipv6_cidrs].map((range) => {
+    try {
+      return parseCidr(range)
+    } catch (error) {
+      throw new Error(`${JSON.stringify(range)}: ${messageOf(error)}`)
+    }
+  })
+}
+
+/**
+ * The ranges to apply: those of the configured file, else those that Cloudflare publishes now, else those that the server has,
+ * else those of this repository.
+ * @param last the ranges that the server has, if any
+ * @param warn told when it is not the list that was asked for
+ * @throws Stop when the configured file cannot be Cloudflare's list
+ */
+export async function currentRanges(
+  settings: Pick<AccessSettings, 'CLOUDFLARE_RANGES_FILE' | 'CLOUDFLARE_IPS_URL'>,
+  last: Cidr[],
+  force: boolean,
+  warn: (text: string) => void,
+): Promise<Cidr[]> {
+  const file = settings.CLOUDFLARE_RANGES_FILE
+  if (file) {
+    const ranges = readRanges(readFileSync(file, 'utf8'), file)
+    checkRanges(ranges, last, force)
+    return ranges
+  }
+  try {
+    const ranges = await fetchRanges(settings.CLOUDFLARE_IPS_URL)
+    checkRanges(ranges, last, force)
+    return ranges
+  } catch (error) {
+    const source = last.length > 0 ? 'the server' : 'this repository (nginx/cloudflare.conf)'
+    warn(`Cloudflare could not be asked for its ranges; those of ${source} are used.\n${messageOf(error)}`)
+    return last.length > 0 ? last : readRanges(readFileSync(RANGES_FILE, 'utf8'), RANGES_FILE)
+  }
 }
 
 const refusal = (doubt: string) =>

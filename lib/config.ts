@@ -84,7 +84,14 @@ const access = z.object({
     'tailscale0',
   ),
   HTTP_FROM: variable(z.enum(['any', 'cloudflare'], 'is neither any nor cloudflare').default('any'), 'any'),
+  CLOUDFLARE_IPS_URL: variable(
+    text(/^https:\/\/\S+$|^http:\/\/[\d.:]+\/\S*$/, 'is not an https address').default(
+      'https://api.cloudflare.com/client/v4/ips',
+    ),
+    'https://api.cloudflare.com/client/v4/ips',
+  ),
   CLOUDFLARE_RANGES_FILE: variable(path.optional(), 'nginx/cloudflare.conf'),
+  ORIGIN_PULL_CA_FILE: variable(path.optional(), '~/.kgc/origin-pull-ca.pem'),
   EXTRA_HTTPS_SOURCES: variable(ranges.default([]), '203.0.113.7'),
 })
 

@@ -1,7 +1,4 @@
-import { readFileSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
 import type { Cidr } from './cidr.ts'
-import { readRanges } from './cloudflare.ts'
 import type { AccessSettings } from './config.ts'
 import { EXIT, messageOf, Stop } from './errors.ts'
 import type { Access } from './firewall.ts'
@@ -26,21 +23,15 @@ export function revertSeconds({ 'revert-after': text }: { 'revert-after': string
   throw new Stop(`--revert-after ${text} is not a number of seconds from 15.`, [], EXIT.usage)
 }
 
-const RANGES_FILE = fileURLToPath(new URL('../nginx/cloudflare.conf', import.meta.url))
-
-/** Cloudflare's ranges from the configured file, and who may reach what with them. */
-export function wantedAccess(settings: AccessSettings, sshPort: number): { access: Access; cloudflare: Cidr[] } {
-  const file = settings.CLOUDFLARE_RANGES_FILE ?? RANGES_FILE
-  const cloudflare = readRanges(readFileSync(file, 'utf8'), file)
-  const access = {
-    sshPort,
-    admins: settings.ADMIN_ADDRESSES,
-    interfaces: settings.SSH_ALLOW_INTERFACES,
-    https: [...cloudflare, ...settings.EXTRA_HTTPS_SOURCES],
-    httpFrom: settings.HTTP_FROM,
-  }
-  return { access, cloudflare }
-}
+/** @param cloudflare its ranges, as `currentRanges` gives them */
+export const wantedAccess = (settings: AccessSettings, sshPort: number, cloudflare: Cidr[]): Access => ({
+  sshPort,
+  admins: settings.ADMIN_ADDRESSES,
+  interfaces: settings.SSH_ALLOW_INTERFACES,
+  cloudflare,
+  extra: settings.EXTRA_HTTPS_SOURCES,
+  httpFrom: settings.HTTP_FROM,
+})
 
 export const tryFor = (seconds: number) => sh`${FIREWALL} try ${seconds}`
 
@@ -62,5 +53,3 @@ export async function tryRules(host: Host, seconds: number, connect: () => Promi
     )
   }
 }
-
-export const startAtBoot = sh`systemctl enable -q --now kgc-firewall.service`

@@ -1,14 +1,12 @@
-import { readFileSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
 import { type Cidr, isInside } from './cidr.ts'
 import { Stop } from './errors.ts'
 import { difference, FAMILIES, type Family } from './firewall.ts'
 import type { Host } from './host.ts'
-import { putFile } from './put-file.ts'
+import { ORIGIN_FILES } from './origin-pull.ts'
+import { putFile, serverText } from './put-file.ts'
 import { script, sh } from './shell.ts'
 
 export const FIREWALL = '/usr/local/sbin/kgc-firewall'
-const file = (name: string) => readFileSync(fileURLToPath(new URL(`../server/${name}`, import.meta.url)), 'utf8')
 
 export type Found = {
   /** The address that this run comes from, as the server sees it, and the interface that it arrives on. */
@@ -44,7 +42,7 @@ echo "source=$source"
 ip -o route get "$source" | sed -n 's/.* dev \\([^ ]*\\).*/via=\\1/p'
 { ip -4 route show default; ip -6 route show default; } | sed -n 's/.* dev \\([^ ]*\\).*/\\1/p' | sort -u | say default
 cat /etc/kgc/firewall/rules.v4 /etc/kgc/firewall/rules.v6 2> /dev/null | say kept
-for tool in iptables-restore ip6tables-restore unshare flock systemd-run awk; do
+for tool in iptables-restore ip6tables-restore unshare flock systemd-run awk curl perl diff; do
   command -v $tool > /dev/null || echo "obstacle=$tool is not installed"
 done
 if command -v ufw > /dev/null && ufw status | grep -q 'Status: active'; then
@@ -95,7 +93,7 @@ export async function compare(host: Host, rules: Record<Family, string>): Promis
     FAMILIES.map(async (family) => {
       const [active, wanted] = await Promise.all([
         readActive(host, family),
-        host.read(sh`unshare -n sh -c ${file('kgc-firewall')} kgc-firewall expected ${family}`, {
+        host.read(sh`unshare -n sh -c ${serverText('kgc-firewall')} kgc-firewall expected ${family}`, {
           input: rules[family],
         }),
       ])
@@ -106,22 +104,58 @@ export async function compare(host: Host, rules: Record<Family, string>): Promis
 }
 
 const readActive = (host: Host, family: Family) =>
-  host.read(sh`sh -c ${file('kgc-firewall')} kgc-firewall active ${family}`)
+  host.read(sh`sh -c ${serverText('kgc-firewall')} kgc-firewall active ${family}`)
 
 /** With the program's text from here: it works also where it was never installed, or was damaged. */
-export const switchOff = (host: Host) => host.write(sh`sh -c ${file('kgc-firewall')} kgc-firewall off`)
+export const switchOff = (host: Host) => host.write(sh`sh -c ${serverText('kgc-firewall')} kgc-firewall off`)
 
-/** Puts the program, its unit and the candidate in their places; none of it changes a rule. */
-export async function install(host: Host, rules: Record<Family, string>): Promise<void> {
-  await putFile(host, FIREWALL, file('kgc-firewall'), { mode: '755' })
-  await putFile(host, '/etc/systemd/system/kgc-firewall.service', file('kgc-firewall.service'), { mode: '644' })
-  await putFile(host, '/etc/systemd/system/docker.service.d/kgc-firewall.conf', file('docker-firewall.conf'), {
+const PROGRAMS = ['kgc-firewall', 'kgc-cloudflare', 'kgc-ranges', 'kgc-tell']
+const UNITS = [
+  'kgc-firewall.service',
+  ...['kgc-firewall-watch', 'kgc-cloudflare'].flatMap((name) => [`${name}.service`, `${name}.timer`]),
+]
+
+/** The programs, their units and what makes dockerd wait for them. */
+export const FIREWALL_FILES = [
+  ...PROGRAMS.map((name) => ({ path: `/usr/local/sbin/${name}`, content: serverText(name), mode: '755' })),
+  ...UNITS.map((name) => ({ path: `/etc/systemd/system/${name}`, content: serverText(name), mode: '644' })),
+  {
+    path: '/etc/systemd/system/docker.service.d/kgc-firewall.conf',
+    content: serverText('docker-firewall.conf'),
     mode: '644',
-  })
+  },
+]
+
+/** Where the server tells that something is wrong, and where it asks for Cloudflare's ranges every day; what is undefined is switched off. */
+export type Reports = { webhook: string | undefined; rangesUrl: string | undefined }
+
+/**
+ * Puts the programs, their units and the candidate in their places; none of it changes a rule.
+ * @param reports without it both stay as they are
+ */
+export async function install(host: Host, rules: Record<Family, string>, reports?: Reports): Promise<void> {
+  for (const { path, content, mode } of FIREWALL_FILES) await putFile(host, path, content, { mode })
   await host.write(script('install -d -m 700 /run/kgc-firewall /run/kgc-firewall/candidate /etc/kgc /etc/kgc/firewall'))
+  if (reports) {
+    await putOrRemove(host, '/etc/kgc/slack-webhook', reports.webhook)
+    await putOrRemove(host, '/etc/kgc/firewall/cloudflare-url', reports.rangesUrl)
+  }
   for (const family of FAMILIES) await putFile(host, `/run/kgc-firewall/candidate/rules.v${family}`, rules[family])
   await host.write(sh`systemctl daemon-reload`)
 }
+
+const putOrRemove = (host: Host, path: string, content: string | undefined) =>
+  content === undefined ? host.write(sh`rm -f ${path}`) : putFile(host, path, content)
+
+/** Gives nginx the ranges of the firewall, and what it needs to ask for a certificate; tested, and put back when it refuses. */
+export async function giveNginx(host: Host, files: Partial<Record<string, string>>): Promise<void> {
+  for (const name of ORIGIN_FILES) await putOrRemove(host, `/etc/kgc/nginx/${name}`, files[name])
+  await host.write(sh`/usr/local/sbin/kgc-cloudflare nginx`, { timeout: 90 })
+}
+
+/** The rules that were confirmed last; empty on a server that has none. */
+export const readKept = (host: Host) =>
+  host.read(script('cat /etc/kgc/firewall/rules.v4 /etc/kgc/firewall/rules.v6 2> /dev/null || true'))
 
 /** The server's own answer whether what is active is what its files say. */
 export const checkActive = (host: Host) =>

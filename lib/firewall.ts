@@ -9,8 +9,9 @@ export type Access = {
   admins: Cidr[]
   /** Interfaces of a private network, over which anybody may use SSH. */
   interfaces: string[]
-  /** Who may use HTTPS. */
-  https: Cidr[]
+  /** Who may use HTTPS: Cloudflare, and who else past it. */
+  cloudflare: Cidr[]
+  extra: Cidr[]
   httpFrom: 'any' | 'cloudflare'
 }
 
@@ -30,7 +31,9 @@ export function firewallRules(access: Access, family: Family): string {
     ':KGC-IN - [0:0]',
     ':KGC-CF - [0:0]',
     ':DOCKER-USER - [0:0]',
-    ...of(access.https, family).map(({ text }) => `-A KGC-CF -s ${text} -j RETURN`),
+    ...of(access.cloudflare, family).map(({ text }) => `-A KGC-CF -s ${text} -j RETURN`),
+    // Marked, since nginx does not believe them about a visitor's address, and a refresh of Cloudflare's ranges leaves them.
+    ...of(access.extra, family).map(({ text }) => `-A KGC-CF -s ${text} -m comment --comment extra -j RETURN`),
     '-A KGC-CF -j DROP',
     ...toHost(access, family),
     ...toContainers(access),
@@ -98,7 +101,7 @@ const frontDoor = [
   'COMMIT',
 ]
 
-/** The ranges that a set of rules lets in on 443. */
+/** The ranges that a set of rules lets in on 443 as Cloudflare's. */
 export const httpsRanges = (rules: string): Cidr[] =>
   [...rules.matchAll(/^-A KGC-CF -s (\S+) -j RETURN$/gm)].map(([, range]) => parseCidr(range ?? ''))
 

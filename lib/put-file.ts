@@ -1,3 +1,5 @@
+import { readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
 import type { Host } from './host.ts'
 import { type Command, sh } from './shell.ts'
 
@@ -12,3 +14,7 @@ function installFile(path: string, { owner = 'root', group = owner, mode = '600'
   const next = `${path}.next`
   return sh`install -D -m ${mode} -o ${owner} -g ${group} /dev/stdin ${next} && mv ${next} ${path}`
 }
+
+/** A file of the folder server/ of this repository. */
+export const serverText = (name: string) =>
+  readFileSync(fileURLToPath(new URL(`../server/${name}`, import.meta.url)), 'utf8')

@@ -80,7 +80,7 @@ exit $code
 
 /** Before the first deploy: gives nginx a file to start with, unless there is one. */
 export const prepareActive: Command = script(`
-mkdir -p ${ROOT}/state/nginx
+mkdir -p ${ROOT}/state/nginx ${ROOT}/state/metrics
 cd ${ROOT}
 [ -e ${RELEASE_CONF} ] || printf %s ${quote(renderActive(undefined))} > ${RELEASE_CONF}.next
 [ -e ${RELEASE_CONF} ] || mv ${RELEASE_CONF}.next ${RELEASE_CONF}

@@ -2,7 +2,7 @@ import { connectAdmin, connectFirst } from '../lib/admin.ts'
 import { applyStep, oneAtATime, type State, type Step, surveySteps } from '../lib/bootstrap.ts'
 import { sshd, user } from '../lib/bootstrap-access.ts'
 import { dockerRepository, dockerRuns, dockerSettings, planDocker } from '../lib/bootstrap-docker.ts'
-import { firewall } from '../lib/bootstrap-firewall.ts'
+import { firewall, rangesFor } from '../lib/bootstrap-firewall.ts'
 import { environment, redisUsers } from '../lib/bootstrap-secrets.ts'
 import * as stack from '../lib/bootstrap-stack.ts'
 import * as system from '../lib/bootstrap-system.ts'
@@ -11,6 +11,7 @@ import { type Config, loadConfig, sshTarget } from '../lib/config.ts'
 import { confirm } from '../lib/confirm.ts'
 import { EXIT, Stop } from '../lib/errors.ts'
 import { REVERT_FLAG, revertSeconds } from '../lib/firewall-apply.ts'
+import { readOriginPull } from '../lib/origin-pull.ts'
 import { redactor } from '../lib/redact.ts'
 import { assertFit, type Facts, limitsFor, readCandidates, readFacts } from '../lib/server-facts.ts'
 import { connect } from '../lib/ssh.ts'
@@ -34,7 +35,7 @@ await runbook(
   async ({ flags }, log) => {
     const [check, dryRun] = [flags.check, flags['dry-run']]
     if (check && dryRun) throw new Stop('--check and --dry-run exclude each other.', ['Give one of them.'], EXIT.usage)
-    const config = loadConfig(flags.env, ['front', 'server', 'registry', 'access', 'blank'])
+    const config = loadConfig(flags.env, ['front', 'server', 'registry', 'access', 'notify', 'blank'])
     log.hide(redactor(config.secrets))
     const seconds = revertSeconds(flags)
     const target = sshTarget({ ...config.server, SSH_USER: config.access.SSH_ADMIN_USER })
@@ -101,6 +102,13 @@ await runbook(
           `  Docker comes from ${docker.from === 'docker' ? 'its own repository' : 'the distribution'}: ${docker.why}`,
         )
       const [distribution] = found.system.split(' ') as ['debian' | 'ubuntu']
+      const { access, notify } = config
+      const cloudflare = await rangesFor(server, access, (text) => log.warn(text))
+      const reports = {
+        webhook: notify.SLACK_WEBHOOK_URL,
+        rangesUrl: access.CLOUDFLARE_RANGES_FILE ? undefined : access.CLOUDFLARE_IPS_URL,
+      }
+      const forNginx = readOriginPull(access)
       const asAdmin = () => connectAdmin(target)
       const fresh = (name: string) => (name === admin ? asAdmin() : connect({ ...target, user: name }))
       return [
@@ -116,10 +124,10 @@ await runbook(
         stack.folders,
         environment(stackValues(config, found)),
         redisUsers,
-        stack.nginxLists(config.access),
+        stack.nginxLists(access.ADMIN_ADDRESSES, cloudflare),
         stack.placeholder(config.front.DOMAIN),
         stack.checkout,
-        firewall(config.access, target.port, asAdmin, seconds),
+        firewall(access, target.port, cloudflare, reports, forNginx, asAdmin, seconds),
       ]
     }
   },

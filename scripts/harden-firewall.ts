@@ -1,21 +1,25 @@
 import { connectAdmin } from '../lib/admin.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook } from '../lib/cli.ts'
-import { checkRanges } from '../lib/cloudflare.ts'
+import { currentRanges } from '../lib/cloudflare.ts'
 import { loadConfig, sshTarget } from '../lib/config.ts'
 import { confirm } from '../lib/confirm.ts'
 import { EXIT, Stop } from '../lib/errors.ts'
 import { FAMILIES, firewallRules, httpsRanges } from '../lib/firewall.ts'
-import { REVERT_FLAG, revertSeconds, startAtBoot, tryRules, wantedAccess } from '../lib/firewall-apply.ts'
+import { REVERT_FLAG, revertSeconds, tryRules, wantedAccess } from '../lib/firewall-apply.ts'
 import {
   assertSafe,
   checkActive,
   compare,
+  FIREWALL,
+  giveNginx,
   install,
   readCounters,
   surveyFirewall,
   switchOff,
 } from '../lib/firewall-server.ts'
+import { readOriginPull } from '../lib/origin-pull.ts'
 import { redactor } from '../lib/redact.ts'
+import { sh } from '../lib/shell.ts'
 
 await runbook(
   {
@@ -36,13 +40,12 @@ await runbook(
   async ({ flags }, log) => {
     if ([flags.status, flags.off, flags['dry-run']].filter(Boolean).length > 1)
       throw new Stop('--status, --off and --dry-run exclude each other.', ['Give one of them.'], EXIT.usage)
-    const config = loadConfig(flags.env, ['server', 'access'])
+    const config = loadConfig(flags.env, ['server', 'access', 'notify'])
     log.hide(redactor(config.secrets))
     const { access: settings } = config
     const target = sshTarget({ ...config.server, SSH_USER: settings.SSH_ADMIN_USER })
     const seconds = revertSeconds(flags)
-    const { access, cloudflare } = wantedAccess(settings, target.port)
-    const rules = { 4: firewallRules(access, 4), 6: firewallRules(access, 6) }
+    const forNginx = readOriginPull(settings)
 
     const host = await log.step('Connect', () => connectAdmin(target))
     try {
@@ -63,11 +66,12 @@ await runbook(
         )
         return check.code === 0 ? EXIT.done : EXIT.failed
       }
-      const last = httpsRanges(found.kept).filter(
-        ({ text }) => !settings.EXTRA_HTTPS_SOURCES.some((extra) => extra.text === text),
+      const cloudflare = await log.step("Cloudflare's ranges", () =>
+        currentRanges(settings, httpsRanges(found.kept), flags.force, (text) => log.warn(text)),
       )
-      checkRanges(cloudflare, last, flags.force)
+      const access = wantedAccess(settings, target.port, cloudflare)
       assertSafe(found, access, flags.force)
+      const rules = { 4: firewallRules(access, 4), 6: firewallRules(access, 6) }
       const changes = await log.step('Compare', () => compare(host, rules))
       if (flags['dry-run']) for (const family of FAMILIES) log.result(`# IPv${family}\n${rules[family]}`)
       for (const family of FAMILIES) {
@@ -76,12 +80,14 @@ await runbook(
       }
       if (flags['dry-run']) return EXIT.done
       await confirm(`Apply these rules on ${host.name}?`, flags.yes)
-      await log.step('Install', () => install(host, rules))
+      const rangesUrl = settings.CLOUDFLARE_RANGES_FILE ? undefined : settings.CLOUDFLARE_IPS_URL
+      await log.step('Install', () => install(host, rules, { webhook: config.notify.SLACK_WEBHOOK_URL, rangesUrl }))
       const apply = () => tryRules(host, seconds, () => connectAdmin(target))
       await log.step('Apply, and confirm over a new connection', apply, 'whole')
-      await log.step('At every boot', () => host.write(startAtBoot))
+      await log.step('At every boot, and watched', () => host.write(sh`${FIREWALL} on`))
+      await log.step('nginx believes the same ranges', () => giveNginx(host, forNginx))
       log.say(
-        `The firewall of ${host.name} is active: SSH from ${access.admins.length} admin ranges, 443 from ${access.https.length} ranges.`,
+        `The firewall of ${host.name} is active: SSH from ${access.admins.length} admin ranges, 443 from ${cloudflare.length} ranges of Cloudflare and ${access.extra.length} others.${settings.ORIGIN_PULL_CA_FILE ? ' Cloudflare must show its certificate.' : ''}`,
       )
       return EXIT.done
     } finally {

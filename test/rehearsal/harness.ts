@@ -10,6 +10,7 @@ import { type Survey, survey } from '../../lib/survey.ts'
 import { inState, PROJECT_DIR, SINK } from './names.ts'
 import { raise } from './rehearse.ts'
 import { connectAs, removeServer } from './server.ts'
+import { playCloudflare } from './setup.ts'
 
 export const ENV_FILE = inState('.env')
 const LONGEST_SCRIPT_MS = 15 * 60_000
@@ -89,6 +90,7 @@ export const servedVersion = async () =>
  */
 export async function rehearsal({ empty = false }: { empty?: boolean | 'either' } = {}): Promise<void> {
   await raise(createLog())
+  await onServer(playCloudflare)
   if (empty === 'either') return
   const { active, records, containers } = await serverSurvey()
   const used = active !== undefined || records.length + Object.keys(containers).length > 0

@@ -1,5 +1,6 @@
 import { script, sh } from '../../lib/shell.ts'
 import { docker, local } from './engine.ts'
+import { ipv6 } from './ipv6.ts'
 import { NETWORKS, PREFIX, SERVER } from './names.ts'
 import { inServer } from './server.ts'
 
@@ -11,8 +12,8 @@ export type Answer = 'open' | 'refused' | 'filtered'
 
 const inNetwork = (address: string, last: number) => address.replace(/\d+$/, String(last))
 
-/** Where packets come from. `cloudflare` lies in the range that plays Cloudflare's. */
-export const SOURCES = {
+/** The machines that packets come from. `cloudflare` lies in the range that plays Cloudflare's. */
+const CLIENTS = {
   admin: { network: NETWORKS.main.name, address: inNetwork(SERVER.address, 40), server: SERVER.address },
   stranger: { network: NETWORKS.main.name, address: inNetwork(SERVER.address, 41), server: SERVER.address },
   cloudflare: {
@@ -21,35 +22,56 @@ export const SOURCES = {
     server: SERVER.edgeAddress,
   },
 } as const
-export type Source = keyof typeof SOURCES
+type Client = keyof typeof CLIENTS
+const NAMES = Object.keys(CLIENTS) as Client[]
 
-const container = (source: Source) => `${SERVER.container}-${source}`
+export type Source = Client | `${Client}6`
+/** The addresses that packets come from; the names that end in 6 are IPv6. */
+export const SOURCES = Object.fromEntries(
+  NAMES.flatMap((client) => {
+    const { address, server } = CLIENTS[client]
+    return [
+      [client, { client, address, server }],
+      [`${client}6`, { client, address: ipv6(address), server: ipv6(server) }],
+    ]
+  }),
+) as Record<Source, { client: Client; address: string; server: string }>
+export const SOURCE_NAMES = Object.keys(SOURCES) as Source[]
+
+const container = (client: Client) => `${SERVER.container}-${client}`
 
 export async function startClients(): Promise<void> {
   await stopClients()
   await Promise.all(
-    Object.entries(SOURCES).map(([source, { network, address }]) =>
-      docker(
-        sh`run -d --init --name ${container(source as Source)} --network ${network} --ip ${address} --entrypoint sleep ${`${PREFIX}/blank:trixie`} 3600`,
-      ),
-    ),
+    NAMES.map((client) => {
+      const { network, address } = CLIENTS[client]
+      return docker(
+        sh`run -d --init --name ${container(client)} --network ${network} --ip ${address} --ip6 ${ipv6(address)} --entrypoint sleep ${`${PREFIX}/blank:trixie`} 3600`,
+      )
+    }),
   )
 }
 
-export const stopClients = () =>
-  local.probe(sh`docker rm -f -v ${Object.keys(SOURCES).map((source) => container(source as Source))}`)
+export const stopClients = () => local.probe(sh`docker rm -f -v ${NAMES.map(container)}`)
 
-/** One process per source tries all targets at once, each from a source port of its own. */
-const PROBER = String.raw`
-use strict; use Socket; use IO::Handle; use Errno qw(EINPROGRESS ECONNREFUSED); use Fcntl; use Time::HiRes qw(time);
-my %open;
-for my $target (@ARGV) {
-  my ($host, $port) = split /:/, $target;
-  socket(my $socket, PF_INET, SOCK_STREAM, 0) or die $!;
+/** For an address of either family. */
+const CONNECT = String.raw`
+use strict; use Socket qw(:all); use IO::Handle; use Errno qw(EINPROGRESS ECONNREFUSED); use Fcntl; use Time::HiRes qw(time);
+sub start {
+  my ($host, $port) = $_[0] =~ /^(.*) (\d+)$/ or die "no target: $_[0]";
+  my $family = $host =~ /:/ ? AF_INET6 : AF_INET;
+  my $to = inet_pton($family, $host) or die "no address: $host";
+  socket(my $socket, $family, SOCK_STREAM, 0) or die $!;
   fcntl($socket, F_SETFL, O_NONBLOCK) or die $!;
-  connect($socket, pack_sockaddr_in($port, inet_aton($host))) or $! == EINPROGRESS or $! == ECONNREFUSED or die "$target: $!";
-  $open{$target} = $socket;
+  connect($socket, $family == AF_INET6 ? pack_sockaddr_in6($port, $to) : pack_sockaddr_in($port, $to))
+    or $! == EINPROGRESS or $! == ECONNREFUSED or die "$_[0]: $!";
+  return $socket;
 }
+`
+
+/** One process per client tries all targets at once, each from a source port of its own. */
+const PROBER = String.raw`${CONNECT}
+my %open = map { $_ => start($_) } @ARGV;
 my $end = time + 1.5;
 while (%open and (my $left = $end - time) > 0) {
   my $bits = ''; vec($bits, fileno($_), 1) = 1 for values %open;
@@ -58,85 +80,149 @@ while (%open and (my $left = $end - time) > 0) {
   for my $target (keys %open) {
     next unless vec($ready, fileno($open{$target}), 1);
     my $error = unpack('i', getsockopt($open{$target}, SOL_SOCKET, SO_ERROR));
-    print "$target ", ($error == 0 ? 'open' : $error == ECONNREFUSED ? 'refused' : "error $error"), "\n";
+    print "$target: ", ($error == 0 ? 'open' : $error == ECONNREFUSED ? 'refused' : "error $error"), "\n";
     delete $open{$target};
   }
 }
-print "$_ filtered\n" for keys %open;
+print "$_: filtered\n" for keys %open;
 `
 
-/** @param targets ports of the server */
-export async function probe(source: Source, targets: string[]): Promise<Record<string, Answer>> {
-  const full = targets.map((port) => `${SOURCES[source].server}:${port}`)
-  const lines = (await docker(sh`exec ${container(source)} perl -e ${PROBER} ${full}`)).split('\n')
+/** @returns the answer to each `address port` target */
+function parseAnswers(output: string, targets: string[], from: string): Record<string, Answer> {
+  const lines = output.split('\n')
   return Object.fromEntries(
-    targets.map((target, index) => {
-      const answer = lines.find((line) => line.startsWith(`${full[index]} `))?.slice((full[index] ?? '').length + 1)
+    targets.map((target) => {
+      const answer = lines.find((line) => line.startsWith(`${target}: `))?.slice(target.length + 2)
       if (answer !== 'open' && answer !== 'refused' && answer !== 'filtered')
-        throw new Error(`Probe of ${full[index]} from ${source}: ${answer ?? 'no answer of the prober'}`)
+        throw new Error(`Probe of ${target} from ${from}: ${answer ?? 'no answer of the prober'}`)
       return [target, answer]
     }),
   )
 }
 
+async function probeFrom(client: Client, targets: string[]): Promise<Record<string, Answer>> {
+  return parseAnswers(await docker(sh`exec ${container(client)} perl -e ${PROBER} ${targets}`), targets, client)
+}
+
+/** What one source gets from ports of the server. */
+export async function probe(source: Source, ports: string[]): Promise<Record<string, Answer>> {
+  const { client, server } = SOURCES[source]
+  const answers = await probeFrom(
+    client,
+    ports.map((port) => `${server} ${port}`),
+  )
+  return Object.fromEntries(ports.map((port) => [port, answers[`${server} ${port}`] as Answer]))
+}
+
 /**
- * A machine on the server's own network segment that sends packets straight to containers. It is a network namespace
- * beside the server's: the networks of this machine's Docker would drop such packets themselves. Its address is one of
- * Cloudflare's.
+ * A machine on a network segment of the server's own: a network namespace beside it, since the networks of this
+ * machine's Docker would drop what does not fit them. `device` is the server's end of the cable.
  */
-const NEIGHBOR = { address: inNetwork(SERVER.edgeAddress, 200), gateway: '192.0.2.1' }
-export const startNeighbor = () =>
+export type Side = { name: string; device: string; address: string; address6: string }
+const GATEWAY = '192.0.2.1'
+/** It sends packets straight to containers, from an address that plays Cloudflare's. */
+export const NEIGHBOR: Side = {
+  name: 'neighbor',
+  device: 'kgc-side',
+  address: inNetwork(SERVER.edgeAddress, 200),
+  address6: ipv6(inNetwork(SERVER.edgeAddress, 200)),
+}
+
+export const startSide = ({ name, device, address, address6 }: Side) =>
   local.read(
     inServer(
       script(`
-ip netns del neighbor 2> /dev/null || true
-ip netns add neighbor
-ip link add kgc-side type veth peer name side netns neighbor
-ip addr add ${NEIGHBOR.gateway}/32 dev kgc-side && ip link set kgc-side up && ip route add ${NEIGHBOR.address}/32 dev kgc-side
-ip -n neighbor link set lo up && ip -n neighbor link set side up && ip -n neighbor addr add ${NEIGHBOR.address}/32 dev side
-ip -n neighbor route add ${NEIGHBOR.gateway}/32 dev side && ip -n neighbor route add default via ${NEIGHBOR.gateway}`),
+ip netns del ${name} 2> /dev/null || true
+ip link del ${device} 2> /dev/null || true
+set -e
+ip netns add ${name} && ip link add ${device} type veth peer name side netns ${name}
+# Docker turns IPv6 off for what has none when the container starts.
+echo 0 > /proc/sys/net/ipv6/conf/${device}/disable_ipv6
+ip addr add ${GATEWAY}/32 dev ${device} && ip -6 addr add ${ipv6(GATEWAY)}/128 dev ${device} nodad && ip link set ${device} up
+ip route add ${address}/32 dev ${device} && ip -6 route add ${address6}/128 dev ${device}
+ip -n ${name} link set lo up && ip -n ${name} link set side up
+ip -n ${name} addr add ${address}/32 dev side && ip -n ${name} -6 addr add ${address6}/128 dev side nodad
+ip -n ${name} route add ${GATEWAY}/32 dev side && ip -n ${name} route add default via ${GATEWAY} src ${address}
+ip -n ${name} -6 route add ${ipv6(GATEWAY)}/128 dev side && ip -n ${name} -6 route add default via ${ipv6(GATEWAY)} src ${address6}`),
     ),
   )
-export const stopNeighbor = () => local.probe(inServer(script('ip netns del neighbor; ip link del kgc-side')))
+export const stopSide = ({ name, device }: Side) =>
+  local.probe(inServer(script(`ip netns del ${name}; ip link del ${device}`)))
 
-/** What the neighbor gets from `address:port` targets. */
-export async function probeStraight(targets: string[]): Promise<Record<string, Answer>> {
-  const lines = await local.read(inServer(sh`ip netns exec neighbor perl -e ${PROBER} ${targets}`))
-  return Object.fromEntries(lines.split('\n').map((line) => line.split(/ (.*)/).slice(0, 2) as [string, Answer]))
+/** What such a machine gets from `address port` targets. */
+export async function probeFromSide({ name }: Side, targets: string[]): Promise<Record<string, Answer>> {
+  return parseAnswers(await local.read(inServer(sh`ip netns exec ${name} perl -e ${PROBER} ${targets}`)), targets, name)
 }
 
-/** All sources at all targets, as `source → target: answer` lines without those that are filtered. */
-export async function matrix(targets: string[]): Promise<{ cells: number; open: string[]; refused: string[] }> {
-  const rows = await Promise.all(
-    (Object.keys(SOURCES) as Source[]).map(async (source) => ({ source, answers: await probe(source, targets) })),
+/** All sources at all ports, as `source port` lines. */
+export async function matrix(ports: string[]): Promise<{ cells: number; open: string[]; refused: string[] }> {
+  const answers: Record<string, Answer> = {}
+  for (const part of await Promise.all(
+    NAMES.map(async (client) => {
+      const sources = SOURCE_NAMES.filter((source) => SOURCES[source].client === client)
+      const cells = sources.flatMap((source) =>
+        ports.map((port) => [`${source} ${port}`, `${SOURCES[source].server} ${port}`] as const),
+      )
+      const found = await probeFrom(
+        client,
+        cells.map(([, target]) => target),
+      )
+      return Object.fromEntries(cells.map(([cell, target]) => [cell, found[target] as Answer]))
+    }),
+  ))
+    Object.assign(answers, part)
+  const of = (wanted: Answer) => Object.keys(answers).filter((cell) => answers[cell] === wanted)
+  return { cells: Object.keys(answers).length, open: of('open'), refused: of('refused') }
+}
+
+/**
+ * Programs on the server that listen, each `v4 PORT` or `v6 PORT`: over IPv6 they stand where docker-proxy would, for
+ * what is published from a network without IPv6.
+ */
+export const listen = (targets: string[]) =>
+  local.read(
+    inServer(
+      sh`systemctl stop kgc-listeners 2> /dev/null; systemd-run -q --collect --unit=kgc-listeners perl -e ${LISTENER} ${targets}`,
+    ),
   )
-  const of = (wanted: Answer) =>
-    rows.flatMap(({ source, answers }) =>
-      Object.entries(answers).flatMap(([target, answer]) => (answer === wanted ? [`${source} ${target}`] : [])),
-    )
-  return { cells: rows.length * targets.length, open: of('open'), refused: of('refused') }
+export const stopListening = () => local.probe(inServer(sh`systemctl stop kgc-listeners`))
+
+const LISTENER = `
+use strict; use Socket qw(:all);
+my @sockets = map {
+  my ($family, $port) = split / /; my $six = $family eq 'v6';
+  socket(my $socket, $six ? AF_INET6 : AF_INET, SOCK_STREAM, 0) or die $!;
+  setsockopt($socket, SOL_SOCKET, SO_REUSEADDR, 1); setsockopt($socket, IPPROTO_IPV6, IPV6_V6ONLY, 1) if $six;
+  bind($socket, $six ? pack_sockaddr_in6($port, IN6ADDR_ANY) : pack_sockaddr_in($port, INADDR_ANY)) or die "$_: $!";
+  listen($socket, 100) or die $!; $socket;
+} @ARGV;
+while (1) {
+  my $bits = ''; vec($bits, fileno($_), 1) = 1 for @sockets;
+  select($bits, undef, undef, undef);
+  for (@sockets) { accept(my $client, $_) if vec($bits, fileno($_), 1) }
 }
+`
 
 /** Tries without a pause until it is told to stop; a try that nobody answers takes 0.1 s. */
-const TRIER = String.raw`
-use strict; use Socket; use Fcntl;
-my ($host, $port) = @ARGV; my ($tries, $open, $stop) = (0, 0, 0); $SIG{TERM} = sub { $stop = 1 };
+const TRIER = String.raw`${CONNECT}
+my ($tries, $open, $stop) = (0, 0, 0); $SIG{TERM} = sub { $stop = 1 };
 until ($stop) {
-  socket(my $socket, PF_INET, SOCK_STREAM, 0) or die $!;
-  fcntl($socket, F_SETFL, O_NONBLOCK) or die $!;
-  connect($socket, pack_sockaddr_in($port, inet_aton($host)));
-  my $bits = ''; vec($bits, fileno($socket), 1) = 1;
+  my $socket = eval { start($ARGV[0]) };
   $tries++;
+  # While the server boots there is no way to it at all.
+  select(undef, undef, undef, 0.1), next unless $socket;
+  my $bits = ''; vec($bits, fileno($socket), 1) = 1;
   $open++ if select(undef, my $ready = $bits, undef, 0.1) > 0 and unpack('i', getsockopt($socket, SOL_SOCKET, SO_ERROR)) == 0;
 }
 print "$tries $open\n";
 `
 
-/** Says, once stopped, how many of its tries were let in. */
+/** Says, once stopped, how many of its tries were let in. One client has one of these at a time. */
 export function keepTrying(source: Source, port: string): () => Promise<{ tries: number; open: number }> {
-  const ended = docker(sh`exec ${container(source)} perl -e ${TRIER} ${SOURCES[source].server} ${port}`)
+  const { client, server } = SOURCES[source]
+  const ended = docker(sh`exec ${container(client)} perl -e ${TRIER} ${`${server} ${port}`}`)
   return async () => {
-    await docker(sh`exec ${container(source)} pkill -TERM -x perl`)
+    await docker(sh`exec ${container(client)} pkill -TERM -x perl`)
     const [tries = 0, open = 0] = (await ended).split(' ').map(Number)
     return { tries, open }
   }

@@ -5,6 +5,7 @@ import type { Host } from '../../lib/host.ts'
 import { type Command, script, sh } from '../../lib/shell.ts'
 import { connect, fingerprint } from '../../lib/ssh.ts'
 import { docker, local } from './engine.ts'
+import { ipv6 } from './ipv6.ts'
 import { inState, NETWORKS, PACKAGES, PREFIX, PROJECT_DIR, REGISTRY, SERVER, SINK } from './names.ts'
 
 const DISK = inState('disk')
@@ -39,10 +40,16 @@ export async function claimNames(): Promise<void> {
   }
 }
 
+/** What an earlier checkout made without IPv6 is made anew; the server that was on it is then set up again, on its old disk. */
 export async function makeNetworks(): Promise<void> {
   for (const { name, subnet } of Object.values(NETWORKS)) {
-    const exists = (await local.probe(sh`docker network inspect ${name}`)).code === 0
-    if (!exists) await docker(sh`network create --internal --subnet ${subnet} ${name}`)
+    const { stdout } = await local.probe(sh`docker network inspect -f ${'{{.EnableIPv6}}'} ${name}`)
+    if (stdout.trim() === 'true') continue
+    if (stdout.trim() === 'false') {
+      await local.probe(sh`docker rm -f ${[SERVER, REGISTRY, SINK].map(({ container }) => container)}`)
+      await docker(sh`network rm ${name}`)
+    }
+    await docker(sh`network create --internal --ipv6 --subnet ${subnet} --subnet ${ipv6(subnet)} ${name}`)
   }
 }
 
@@ -93,9 +100,11 @@ export async function startServer(): Promise<boolean> {
     const hosts = sh`--add-host ${`${REGISTRY.host.split(':')[0]}:${REGISTRY.address}`}`
     const volumes = sh`-v ${`${DISK}/docker:/var/lib/docker`} -v ${`${DISK}/kgc:/opt/kgc`}`
     await docker(
-      sh`create --name ${SERVER.container} ${OWNER} --hostname kgc-erp --network ${NETWORKS.main.name} --ip ${SERVER.address} ${hosts} ${volumes} ${await bootFlags('trixie')}`,
+      sh`create --name ${SERVER.container} ${OWNER} --hostname kgc-erp --network ${NETWORKS.main.name} --ip ${SERVER.address} --ip6 ${ipv6(SERVER.address)} ${hosts} ${volumes} ${await bootFlags('trixie')}`,
     )
-    await docker(sh`network connect --ip ${SERVER.edgeAddress} ${NETWORKS.edge.name} ${SERVER.container}`)
+    await docker(
+      sh`network connect --ip ${SERVER.edgeAddress} --ip6 ${ipv6(SERVER.edgeAddress)} ${NETWORKS.edge.name} ${SERVER.container}`,
+    )
     await docker(sh`start ${SERVER.container}`)
   }
   await asHoster('trixie')

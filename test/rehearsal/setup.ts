@@ -2,7 +2,8 @@ import { randomBytes } from 'node:crypto'
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { parse } from 'dotenv'
 import { Stop } from '../../lib/errors.ts'
-import { ROOT } from '../../lib/layout.ts'
+import type { Host } from '../../lib/host.ts'
+import { NGINX_CONF, PROXY, ROOT } from '../../lib/layout.ts'
 import { localHost } from '../../lib/local.ts'
 import type { Log } from '../../lib/log.ts'
 import { putFile } from '../../lib/put-file.ts'
@@ -28,12 +29,20 @@ export async function putRehearsalFiles(): Promise<void> {
       putFile(root, file, content, { owner, mode })
     await put(`${ROOT}/certs/fullchain.pem`, readFileSync(inState('site.crt'), 'utf8'))
     await put(`${ROOT}/certs/privkey.pem`, readFileSync(inState('site.key'), 'utf8'), 'root', '600')
-    await put(`${ROOT}/state/nginx/cloudflare.conf`, `set_real_ip_from ${NETWORKS.edge.subnet};\n`, 'deploy')
+    await playCloudflare(root)
     await put(`/etc/docker/certs.d/${REGISTRY.host}/ca.crt`, readFileSync(inState('ca.pem'), 'utf8'))
   } finally {
     await root.close()
   }
   writeFileSync(inState('ready'), '')
+}
+
+/** nginx believes a closed network of the rehearsal as it believes Cloudflare. harden-firewall.ts tells it better. */
+export async function playCloudflare(root: Host): Promise<void> {
+  const [file, content] = [`${ROOT}/state/nginx/cloudflare.conf`, `set_real_ip_from ${NETWORKS.edge.subnet};\n`]
+  if ((await root.probe(sh`cat ${file}`)).stdout === content) return
+  await putFile(root, file, content, { owner: 'deploy', mode: '644' })
+  await root.probe(sh`docker exec ${PROXY} nginx -q -c ${NGINX_CONF} -s reload`)
 }
 
 /** The operator's configuration of the rehearsal, as a production .env would be. README.md documents it as an interface. */
@@ -60,7 +69,8 @@ export async function writeOperatorEnv(): Promise<void> {
       DOCKER_HUB_MIRROR: `http://${REGISTRY.address}:5001`,
       SZAMLAZZ_HU_AGENT_KEY: kept('SZAMLAZZ_HU_AGENT_KEY'),
       ADMIN_ADDRESSES: RUNNER_ADDRESS,
-      // Cloudflare's own ranges have no part in the rehearsal.
+      // Cloudflare's own ranges have no part in the rehearsal, and it cannot be asked for them.
+      CLOUDFLARE_RANGES_FILE: '../nginx/cloudflare.conf',
       EXTRA_HTTPS_SOURCES: `${NETWORKS.edge.subnet},${RUNNER_ADDRESS}`,
       HEALTH_TIMEOUT: 5,
       MIN_FREE_DISK_GB: 5,

@@ -16,7 +16,8 @@ const ACCESS: Access = {
   sshPort: 22,
   admins: parseCidrs('203.0.113.7,2001:db8:5::/64'),
   interfaces: [],
-  https: RANGES,
+  cloudflare: RANGES,
+  extra: parseCidrs('198.51.100.7'),
   httpFrom: 'any',
 }
 
@@ -143,7 +144,7 @@ test('renders each family with what belongs to it', () => {
 test('every chain of ours ends by dropping, and 22 is never open to everybody', () => {
   for (const family of [4, 6] as const) {
     for (const httpFrom of ['any', 'cloudflare'] as const) {
-      const rules = firewallRules({ ...ACCESS, httpFrom, https: [] }, family)
+      const rules = firewallRules({ ...ACCESS, httpFrom, cloudflare: [], extra: [] }, family)
       for (const chain of ['KGC-IN', 'KGC-CF', 'DOCKER-USER'])
         assert.match(
           rules

@@ -1,29 +1,45 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { script } from '../../../lib/shell.ts'
-import { local } from '../engine.ts'
+import { script, sh } from '../../../lib/shell.ts'
+import { docker, local } from '../engine.ts'
 import { envWith, rehearsal, runScript, said } from '../harness.ts'
-import { NETWORKS, RUNNER_ADDRESS, SINK } from '../names.ts'
+import { ipv6 } from '../ipv6.ts'
+import { NETWORKS, RUNNER_ADDRESS, SERVER, SINK } from '../names.ts'
 import {
   keepTrying,
+  listen,
   matrix,
+  NEIGHBOR,
   probe,
-  probeStraight,
+  probeFromSide,
+  SOURCE_NAMES,
   SOURCES,
   startClients,
-  startNeighbor,
+  startSide,
   stopClients,
-  stopNeighbor,
+  stopListening,
+  stopSide,
 } from '../packets.ts'
-import { inServer } from '../server.ts'
+import { inServer, until } from '../server.ts'
 
 const test = suite('the firewall, with packets')
 
-/** On each of these something listens: sshd, nginx, programs on the host, and 5432 published by mistake. */
-const PORTS = ['22', '80', '443', '3000', '5432', '2375', '40000']
-const ALL_OPEN = Object.keys(SOURCES).flatMap((source) => PORTS.map((port) => `${source} ${port}`))
-const HARDENED = ['admin 22', 'admin 80', 'stranger 80', 'cloudflare 80', 'cloudflare 443']
+/**
+ * On each of these something listens, over IPv4 and IPv6: sshd, nginx, programs on the host, and 5432 and 6379 published by
+ * mistake.
+ */
+const PORTS = ['22', '80', '443', '3000', '3001', '5432', '6379', '9090', '2375', '40000']
+const ON_HOST = ['3000', '3001', '9090', '2375', '40000']
+const LISTENERS = [...ON_HOST.flatMap((port) => [`v4 ${port}`, `v6 ${port}`]), 'v6 80', 'v6 443']
+const from = (ports: string[], sources: readonly string[] = SOURCE_NAMES) =>
+  sources.flatMap((source) => ports.map((port) => `${source} ${port}`))
+const ALL_OPEN = from(PORTS)
+const HARDENED = [
+  ...from(['22'], ['admin', 'admin6']),
+  ...from(['80']),
+  ...from(['443'], ['cloudflare', 'cloudflare6']),
+]
 const NGINX = 'nginx:1.30-alpine'
 let cells = 0
 
@@ -35,67 +51,94 @@ const expectOpen = async (expected: string[], ports = PORTS) => {
 }
 
 const settings = (changes: Record<string, string> = {}) => ({
-  ...{ ADMIN_ADDRESSES: `${RUNNER_ADDRESS},${SOURCES.admin.address}` },
-  ...{ EXTRA_HTTPS_SOURCES: NETWORKS.edge.subnet, ...changes },
+  ...{ ADMIN_ADDRESSES: [RUNNER_ADDRESS, SOURCES.admin.address, SOURCES.admin6.address].join() },
+  ...{ EXTRA_HTTPS_SOURCES: [NETWORKS.edge.subnet, ipv6(NETWORKS.edge.subnet)].join(), ...changes },
 })
 const harden = (args: string[], changes: Record<string, string> = {}) =>
   runScript('harden-firewall', ['--env', envWith(settings(changes)), ...args])
 /** The server's console: it works whatever the firewall does. */
 const onConsole = (text: string) => local.read(inServer(script(text)), { timeout: 120 })
-const publish = (name: string, port: number) =>
+/** By mistake, on both families: the container's network has IPv6. */
+const publish = (name: string, ports: number[], address: string) =>
   onConsole(
-    `docker run -d --name ${name} -p 0.0.0.0:${port}:80 --entrypoint nginx ${NGINX} -g 'daemon off;' > /dev/null`,
+    `docker run -d --restart unless-stopped --name ${name} --network kgc-test --ip6 ${address} ${ports.map((port) => `-p ${port}:80`).join(' ')} --entrypoint sh ${NGINX} -c 'echo "server { listen 80; listen [::]:80; }" > /etc/nginx/conf.d/default.conf; exec nginx -g "daemon off;"' > /dev/null`,
   )
+const MISTAKE = '2001:db8:5432::10'
+
+/** Docker keeps its own rules for IPv6 by default since 27; before, it must be told to. */
+const dockerWithIpv6 = `
+cp /etc/docker/daemon.json /etc/docker/daemon.json.before-test
+sed -i 's/"userland-proxy"/"experimental": true, "ip6tables": true, &/' /etc/docker/daemon.json
+systemctl reset-failed docker; systemctl restart docker
+docker network create --ipv6 --subnet 172.24.250.0/24 --subnet 2001:db8:5432::/64 kgc-test > /dev/null`
+const removeTraces = `
+docker rm -f kgc-mistake kgc-later > /dev/null 2>&1 || true
+docker network rm kgc-test > /dev/null 2>&1 || true
+if [ -e /etc/docker/daemon.json.before-test ]; then
+  mv /etc/docker/daemon.json.before-test /etc/docker/daemon.json
+  systemctl reset-failed docker; systemctl restart docker
+fi
+systemctl stop kgc-firewall-revert.timer 2> /dev/null || true`
 
 test.before(async () => {
   await rehearsal()
   await onConsole(`
 if [ -x /usr/local/sbin/kgc-firewall ]; then /usr/local/sbin/kgc-firewall off; fi
-docker rm -f kgc-mistake kgc-later > /dev/null 2>&1 || true
-systemctl stop kgc-listeners 2> /dev/null || true
-systemd-run -q --collect --unit=kgc-listeners systemd-socket-activate -l 3000 -l 2375 -l 40000 --accept cat`)
-  await Promise.all([publish('kgc-mistake', 5432), startClients(), startNeighbor()])
+${removeTraces}
+${dockerWithIpv6}`)
+  await Promise.all([
+    publish('kgc-mistake', [5432, 6379], MISTAKE),
+    listen(LISTENERS),
+    startClients(),
+    startSide(NEIGHBOR),
+  ])
   await sleep(1000)
 })
 
 test.after(async () => {
-  await onConsole(`
-/usr/local/sbin/kgc-firewall off
-docker rm -f kgc-mistake kgc-later > /dev/null 2>&1 || true
-systemctl stop kgc-listeners kgc-firewall-revert.timer 2> /dev/null || true`)
-  await Promise.all([stopClients(), stopNeighbor()])
+  await onConsole(`/usr/local/sbin/kgc-firewall off${removeTraces}`)
+  await Promise.all([stopListening(), stopClients(), stopSide(NEIGHBOR)])
   console.log(`  ${cells} cells of the matrix were tried`)
 })
 
 /** A container's own address: Docker before 28 lets packets through that are routed straight to it. */
-const DIRECT = ['172.22.0.10:443', '172.22.0.10:80']
+const DIRECT = ['172.22.0.10 443', '172.22.0.10 80', `${MISTAKE} 80`]
+const probeStraight = () => probeFromSide(NEIGHBOR, DIRECT)
+const everywhere = (answer: string) => Object.fromEntries(DIRECT.map((target) => [target, answer]))
 
 test('before, everything is open: the test can see it', async () => {
   await expectOpen(ALL_OPEN)
-  assert.equal(await probeStraight(DIRECT), Object.fromEntries(DIRECT.map((target) => [target, 'open'])))
-  const stop = keepTrying('stranger', '5432')
-  await sleep(500)
-  const { tries, open } = await stop()
-  assert.ok(open > 5, `${open} of ${tries}`)
+  assert.equal(await probeStraight(), everywhere('open'))
+  for (const source of ['stranger', 'stranger6'] as const) {
+    const stop = keepTrying(source, '5432')
+    await sleep(500)
+    const { tries, open } = await stop()
+    assert.ok(open > 5, `${open} of ${tries}`)
+  }
 })
 
 test('rules in INPUT alone do not hold for what Docker publishes: the test can see that, too', async () => {
-  await onConsole(`
-iptables -N TEST-INPUT
-iptables -A TEST-INPUT -i lo -j ACCEPT
-iptables -A TEST-INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-iptables -A TEST-INPUT -p tcp --dport 22 -s ${SOURCES.admin.address} -j ACCEPT
-iptables -A TEST-INPUT -p tcp --dport 80 -j ACCEPT
-iptables -A TEST-INPUT -p tcp --dport 443 -s ${NETWORKS.edge.subnet} -j ACCEPT
-iptables -A TEST-INPUT -j DROP
-iptables -I INPUT -j TEST-INPUT`)
+  const inInput = (iptables: string, admin: string, cloudflare: string) => `
+${iptables} -N TEST-INPUT
+${iptables} -A TEST-INPUT -i lo -j ACCEPT
+${iptables} -A TEST-INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+${iptables} -A TEST-INPUT -p tcp --dport 22 -s ${admin} -j ACCEPT
+${iptables} -A TEST-INPUT -p tcp --dport 80 -j ACCEPT
+${iptables} -A TEST-INPUT -p tcp --dport 443 -s ${cloudflare} -j ACCEPT
+${iptables} -A TEST-INPUT -p ipv6-icmp -j ACCEPT
+${iptables} -A TEST-INPUT -j DROP
+${iptables} -I INPUT -j TEST-INPUT`
+  const both = (text: string) => ['iptables', 'ip6tables'].map((tool) => text.replaceAll('TOOL', tool)).join('\n')
+  await onConsole(
+    inInput('iptables', SOURCES.admin.address, NETWORKS.edge.subnet) +
+      inInput('ip6tables', SOURCES.admin6.address, ipv6(NETWORKS.edge.subnet)),
+  )
   try {
-    await expectOpen([
-      'admin 22',
-      ...Object.keys(SOURCES).flatMap((from) => [`${from} 80`, `${from} 443`, `${from} 5432`]),
-    ])
+    // Over IPv6 ports 80 and 443 are listened on by the host itself, where such rules do hold.
+    await expectOpen([...HARDENED, ...from(['443'], ['admin', 'stranger']), ...from(['5432', '6379'])])
+    assert.equal(await probeStraight(), everywhere('open'))
   } finally {
-    await onConsole('iptables -D INPUT -j TEST-INPUT; iptables -F TEST-INPUT; iptables -X TEST-INPUT')
+    await onConsole(both('TOOL -D INPUT -j TEST-INPUT; TOOL -F TEST-INPUT; TOOL -X TEST-INPUT'))
   }
 })
 
@@ -154,7 +197,7 @@ test('applied, it leaves open what should be, and nothing else', async () => {
 })
 
 test('nobody gets in straight at a container, nor do containers lose their way', async () => {
-  assert.equal(await probeStraight(DIRECT), Object.fromEntries(DIRECT.map((target) => [target, 'filtered'])))
+  assert.equal(await probeStraight(), everywhere('filtered'))
   await onConsole(`
 docker exec kgc-nginx-proxy-1 curl -fsS -m 5 -o /dev/null http://172.20.6.10:3000/ ||
   docker exec kgc-nginx-proxy-1 curl -fsS -m 5 -o /dev/null http://172.20.6.11:3000/
@@ -162,30 +205,52 @@ docker exec kgc-nginx-proxy-1 curl -fsS -m 5 -o /dev/null ${SINK.url}/messages`)
 })
 
 /** A weaker rule set must show: else a test that passes says nothing. */
-const MUTANTS: [string, string, string[]][] = [
-  ['no `--ctstate DNAT`', 's/ --ctstate DNAT//', DIRECT.map((to) => `neighbor ${to}`)],
+const straightAt = (targets: string[]) => targets.map((target) => `neighbor ${target}`)
+const [V4, V6] = [straightAt(DIRECT.slice(0, 2)), straightAt(DIRECT.slice(2))]
+const MUTANTS: [string, 4 | 6, string, string[]][] = [
+  ['no `--ctstate DNAT`', 4, 's/ --ctstate DNAT//', V4],
   [
     'no end of DOCKER-USER',
+    4,
     '/^-A DOCKER-USER.* -j DROP$/d',
-    ['admin 5432', 'cloudflare 5432', 'stranger 5432', ...DIRECT.map((to) => `neighbor ${to}`)],
+    [...from(['5432', '6379'], ['admin', 'cloudflare', 'stranger']), ...V4],
   ],
-  ['no end of KGC-CF', '/^-A KGC-CF -j DROP$/d', ['admin 443', 'stranger 443']],
-  ['22 without its source', 's/ -s [^ ]* -p tcp --dport 22 / -p tcp --dport 22 /', ['cloudflare 22', 'stranger 22']],
+  [
+    'no end of DOCKER-USER',
+    6,
+    '/^-A DOCKER-USER.* -j DROP$/d',
+    [...from(['5432', '6379'], ['admin6', 'cloudflare6', 'stranger6']), ...V6],
+  ],
+  ['no end of KGC-CF', 4, '/^-A KGC-CF -j DROP$/d', from(['443'], ['admin', 'stranger'])],
+  ['443 without KGC-CF', 6, '/ --dport 443 -j KGC-CF$/d', from(['443'], ['admin6', 'stranger6'])],
+  [
+    '22 without its source',
+    4,
+    's/ -s [^ ]* -p tcp --dport 22 / -p tcp --dport 22 /',
+    from(['22'], ['cloudflare', 'stranger']),
+  ],
+  [
+    'no end of KGC-IN, nor a policy',
+    6,
+    '/^-A KGC-IN -j DROP$/d; s/^:INPUT DROP/:INPUT ACCEPT/',
+    from(['22', ...ON_HOST], ['cloudflare6', 'stranger6']).concat(from(ON_HOST, ['admin6'])),
+  ],
 ]
-for (const [what, change, seen] of MUTANTS) {
-  test(`sees rules with ${what}`, async () => {
+for (const [what, family, change, seen] of MUTANTS) {
+  test(`sees IPv${family} rules with ${what}`, async () => {
     await onConsole(`
 mkdir -p /run/kgc-firewall/candidate && cp /etc/kgc/firewall/rules.v? /run/kgc-firewall/candidate/
-sed -i '${change}' /run/kgc-firewall/candidate/rules.v4
+sed -i '${change}' /run/kgc-firewall/candidate/rules.v${family}
 /usr/local/sbin/kgc-firewall try 60`)
-    const [straight, { open }] = await Promise.all([probeStraight(DIRECT), matrix(PORTS)])
+    const [straight, { open }] = await Promise.all([probeStraight(), matrix(PORTS)])
     await onConsole('/usr/local/sbin/kgc-firewall revert')
+    cells += DIRECT.length + SOURCE_NAMES.length * PORTS.length
     assert.equal(
       [
-        ...open.filter((cell) => !HARDENED.includes(cell)).sort(),
-        ...DIRECT.filter((target) => straight[target] === 'open').map((target) => `neighbor ${target}`),
-      ],
-      seen,
+        ...open.filter((cell) => !HARDENED.includes(cell)),
+        ...straightAt(DIRECT.filter((target) => straight[target] === 'open')),
+      ].sort(),
+      [...seen].sort(),
     )
   })
 }
@@ -215,15 +280,15 @@ test('applied again, nothing changes', async () => {
 test('a change that locks its operator out gives way to the rules before it', async () => {
   const run = await harden(['--yes', '--force', '--revert-after', '15'], { ADMIN_ADDRESSES: SOURCES.stranger.address })
   assert.is(run.code, 1, said(run))
-  await expectOpen(['stranger 22', ...HARDENED.slice(1)])
+  await expectOpen(['stranger 22', ...HARDENED.slice(2)])
   await sleep(7000)
   await expectOpen(HARDENED)
   assert.is((await harden(['--status'])).code, 0)
 })
 
 test('holds during and after a restart of dockerd', async () => {
-  const stops = [keepTrying('stranger', '443'), keepTrying('admin', '5432')]
-  await onConsole('systemctl restart docker')
+  const stops = [keepTrying('stranger', '443'), keepTrying('admin6', '5432')]
+  await onConsole('systemctl reset-failed docker; systemctl restart docker')
   await sleep(1000)
   for (const stop of stops) {
     const { tries, open } = await stop()
@@ -236,16 +301,42 @@ test('holds during and after a restart of dockerd', async () => {
 })
 
 test('holds for a container that is published later', async () => {
-  await publish('kgc-later', 6379)
+  await publish('kgc-later', [27017], '2001:db8:5432::11')
   await sleep(1000)
-  await expectOpen(HARDENED, [...PORTS, '6379'])
+  assert.match(await onConsole('ip6tables -t nat -S; iptables -t nat -S'), /dport 27017 [\s\S]*dport 27017 /)
+  await expectOpen(HARDENED, [...PORTS, '27017'])
 })
 
 test('with HTTP_FROM=cloudflare, 80 is open to Cloudflare only', async () => {
   const run = await harden(['--yes'], { HTTP_FROM: 'cloudflare' })
   assert.is(run.code, 0, said(run))
-  await expectOpen(['admin 22', 'cloudflare 80', 'cloudflare 443'])
+  await expectOpen([...from(['22'], ['admin', 'admin6']), ...from(['80', '443'], ['cloudflare', 'cloudflare6'])])
   assert.is((await harden(['--yes'])).code, 0)
+})
+
+test('is there before anything else after a restart of the server', async () => {
+  const stops = [keepTrying('stranger', '443'), keepTrying('admin6', '5432'), keepTrying('cloudflare', '22')]
+  await docker(sh`restart -t 60 ${SERVER.container}`)
+  await until(
+    async () =>
+      (
+        await local.probe(
+          inServer(sh`systemctl is-active ssh docker && curl -fsS -m 2 -o /dev/null ${`http://[${MISTAKE}]`}`),
+        )
+      ).code === 0,
+    'the server, and what is published on it by mistake',
+  )
+  await Promise.all([listen(LISTENERS), startSide(NEIGHBOR)])
+  await until(async () => (await probe('cloudflare', ['443']))[443] === 'open', 'nginx')
+  for (const stop of stops) {
+    const { tries, open } = await stop()
+    assert.is(open, 0, `${open} of ${tries} tries got in`)
+    assert.ok(tries > 20, `only ${tries} tries`)
+    cells += tries
+  }
+  await expectOpen(HARDENED)
+  assert.equal(await probeStraight(), everywhere('filtered'))
+  assert.is((await harden(['--status'])).code, 0)
 })
 
 test('tells rules that somebody changed by hand', async () => {
@@ -262,7 +353,8 @@ test('switched off, it stays off when dockerd restarts, and says the way back', 
   const run = await harden(['--off', '--yes'])
   assert.is(run.code, 0, said(run))
   assert.match(run.stderr, /Back on: npx tsx scripts\/harden-firewall\.ts/)
-  await onConsole('systemctl restart docker')
+  await onConsole('systemctl reset-failed docker; systemctl restart docker')
+  await sleep(1000)
   await expectOpen(ALL_OPEN)
 })
 
