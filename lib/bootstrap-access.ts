@@ -1,7 +1,7 @@
-import { checkFile, type ServerFile, type Step } from './bootstrap.ts'
+import { checkFile, type Step } from './bootstrap.ts'
 import { messageOf, Stop } from './errors.ts'
 import type { Host } from './host.ts'
-import { putFile, serverText } from './put-file.ts'
+import { putFile, type ServerFile, serverText } from './put-file.ts'
 import { quote, script, sh } from './shell.ts'
 
 const SUDOERS = '/etc/sudoers.d/kgc-admin'

@@ -1,4 +1,6 @@
-import type { Step } from './bootstrap.ts'
+import { checkFile, type Step } from './bootstrap.ts'
+import type { WantedCertificate } from './certificates.ts'
+import { applyCertificates, CERTIFICATE_CHECKS } from './certificates-server.ts'
 import { checkoutCommit, localCommit, sendCommit } from './checkout.ts'
 import type { Cidr } from './cidr.ts'
 import { emptyColorEnvs } from './files.ts'
@@ -6,7 +8,7 @@ import type { Host } from './host.ts'
 import { ROOT } from './layout.ts'
 import { localHost } from './local.ts'
 import { putFile } from './put-file.ts'
-import { chain, quote, script, sh } from './shell.ts'
+import { chain, script, sh } from './shell.ts'
 import { prepareActive } from './switch.ts'
 
 /** Folders that git does not have: path, mode, owner. */
@@ -58,28 +60,13 @@ export function nginxLists(admins: Cidr[], cloudflare: Cidr[]): Step {
   }
 }
 
-/** nginx does not start without a certificate: this one nobody believes, until the real one is put in its place. */
-export const placeholder = (domain: string): Step => ({
-  title: 'A certificate to start with',
+/** @param wanted where it comes from; until the first one came, nginx starts on a placeholder that nobody believes */
+export const certificate = (wanted: WantedCertificate): Step => ({
+  title: 'Certificate',
   check: `
-for file in fullchain.pem privkey.pem; do [ -s ${ROOT}/certs/$file ] || echo "$file is missing"; done
-[ "$(stat -c %a ${ROOT}/certs/privkey.pem 2> /dev/null)" = 600 ] || echo 'others may read the key'`,
-  async apply(host) {
-    const names = ['', 'crm.', 'support.', 'hr.', 'grafana.'].map((sub) => `DNS:${sub}${domain}`).join(',')
-    await host.write(
-      script(`
-set -e
-umask 077
-cd ${ROOT}/certs
-[ -s fullchain.pem ] && [ -s privkey.pem ] || {
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj ${quote(`/CN=${domain}`)} -addext ${quote(`subjectAltName=${names}`)} -keyout privkey.pem.next -out fullchain.pem.next 2> /dev/null
-  mv privkey.pem.next privkey.pem
-  mv fullchain.pem.next fullchain.pem
-  chmod 644 fullchain.pem
-}
-chmod 600 privkey.pem`),
-    )
-  },
+${wanted.files.map(checkFile).join('\n')}
+${CERTIFICATE_CHECKS}`,
+  apply: (host) => applyCertificates(host, wanted),
 })
 
 /** The files of this commit, once: from the first deploy on, releases say which files the server has. */

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import type { Host } from './host.ts'
-import { putFile, type Rights } from './put-file.ts'
+import { putFile, type ServerFile } from './put-file.ts'
 import { type Command, quote, script, sh } from './shell.ts'
 
 /** One thing that a server should be, how to see whether it is, and how to make it so. */
@@ -19,8 +19,6 @@ export type Step = {
 }
 
 export type State = { title: string; drift: string[]; cannot: string[] }
-
-export type ServerFile = Rights & { path: string; content: string }
 
 const BEGUN = '/var/lib/kgc-bootstrap'
 const LOCK = '/run/kgc-bootstrap.lock'

@@ -1,3 +1,4 @@
+import { SITES } from './certificates.ts'
 import type { Front } from './config.ts'
 import { type Answer, frontDoor } from './front-door.ts'
 import type { Host } from './host.ts'
@@ -115,7 +116,7 @@ export function httpChecks(front: Front, version?: string): Check[] {
       about: 'surroundings',
       expected: `valid for every host, ${CERTIFICATE_DAYS} days or more to go`,
       run: async () => {
-        const answers = await Promise.all([undefined, 'crm', 'support', 'hr', 'grafana'].map((sub) => ask(sub)))
+        const answers = await Promise.all([undefined, ...SITES].map((sub) => ask(sub)))
         const until = Math.min(...answers.map(({ certificateUntil }) => certificateUntil.getTime()))
         const days = Math.floor((until - Date.now()) / 86_400_000)
         const got = `valid until ${new Date(until).toISOString().slice(0, 10)}, ${days} days`

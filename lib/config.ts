@@ -30,9 +30,11 @@ const ranges = anything.transform((text, context) => {
   }
 })
 
+const domain = variable(text(/^(?!-)[a-z0-9-]+(\.[a-z0-9-]+)+$/, 'is not a bare host name'), 'kgc-erp.hu')
+
 /** How to reach the site as its users do, and the account that the smoke tests log in with. */
 const front = z.object({
-  DOMAIN: variable(text(/^(?!-)[a-z0-9-]+(\.[a-z0-9-]+)+$/, 'is not a bare host name'), 'kgc-erp.hu'),
+  DOMAIN: domain,
   FRONT_IP: variable(anything.refine((text) => isIP(text) > 0, 'is not an IP address').optional(), '203.0.113.10'),
   FRONT_PORT: variable(port.default(443), '443'),
   FRONT_CA_FILE: variable(path.optional(), './ca.pem'),
@@ -101,13 +103,46 @@ const blank = z.object({
   DOCKER_HUB_MIRROR: variable(z.url({ error: 'is not a URL' }).optional(), 'https://mirror.example'),
 })
 
-const GROUPS = { blank, front, server, registry, release, notify, access }
+/** Where the certificate of the sites comes from. */
+const certificate = z
+  .object({
+    DOMAIN: domain,
+    CERTIFICATE: variable(
+      z.enum(['http', 'dns', 'files'], 'is neither http, dns nor files').default('http'),
+      'http (Let’s Encrypt asks port 80), dns (it asks Cloudflare), or files',
+    ),
+    ACME_SERVER: variable(
+      text(/^https:\/\/[\w./:-]+$/, 'is not an https:// address').default(
+        'https://acme-v02.api.letsencrypt.org/directory',
+      ),
+      'https://acme-staging-v02.api.letsencrypt.org/directory',
+    ),
+    CLOUDFLARE_DNS_TOKEN: variable(
+      text(/^[\w-]+$/, 'is not a token as Cloudflare shows it').optional(),
+      'a token with Zone:DNS:Edit for the one zone',
+    ),
+    CERTIFICATE_FILE: variable(path.optional(), './origin.pem'),
+    CERTIFICATE_KEY_FILE: variable(path.optional(), './origin.key'),
+  })
+  .superRefine((settings, context) => {
+    const needed = {
+      http: [],
+      dns: ['CLOUDFLARE_DNS_TOKEN'],
+      files: ['CERTIFICATE_FILE', 'CERTIFICATE_KEY_FILE'],
+    } as const
+    for (const name of needed[settings.CERTIFICATE]) {
+      if (settings[name] === undefined) context.addIssue({ code: 'custom', path: [name], message: 'is not set' })
+    }
+  })
+
+const GROUPS = { blank, front, server, registry, release, notify, access, certificate }
 type Groups = typeof GROUPS
 export type Config<G extends keyof Groups = keyof Groups> = { [K in G]: z.infer<Groups[K]> } & { secrets: string[] }
 
 export type Front = z.infer<typeof front>
 export type Server = z.infer<typeof server>
 export type AccessSettings = z.infer<typeof access>
+export type CertificateSettings = z.infer<typeof certificate>
 
 const SECRET = /PASSWORD|TOKEN|SECRET|WEBHOOK|AGENT_KEY/
 const FILE_PATH = /_FILE$/

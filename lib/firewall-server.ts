@@ -1,9 +1,11 @@
+import { TELLING_FILES, webhookFile } from './alert.ts'
 import { type Cidr, isInside } from './cidr.ts'
 import { Stop } from './errors.ts'
 import { difference, FAMILIES, type Family } from './firewall.ts'
 import type { Host } from './host.ts'
 import { ORIGIN_FILES } from './origin-pull.ts'
-import { putFile, serverText } from './put-file.ts'
+import { putFile, type ServerFile, serverText } from './put-file.ts'
+import { putFiles } from './server-files.ts'
 import { script, sh } from './shell.ts'
 
 export const FIREWALL = '/usr/local/sbin/kgc-firewall'
@@ -109,14 +111,15 @@ const readActive = (host: Host, family: Family) =>
 /** With the program's text from here: it works also where it was never installed, or was damaged. */
 export const switchOff = (host: Host) => host.write(sh`sh -c ${serverText('kgc-firewall')} kgc-firewall off`)
 
-const PROGRAMS = ['kgc-firewall', 'kgc-cloudflare', 'kgc-ranges', 'kgc-tell']
+const PROGRAMS = ['kgc-firewall', 'kgc-cloudflare', 'kgc-ranges']
 const UNITS = [
   'kgc-firewall.service',
   ...['kgc-firewall-watch', 'kgc-cloudflare'].flatMap((name) => [`${name}.service`, `${name}.timer`]),
 ]
 
 /** The programs, their units and what makes dockerd wait for them. */
-export const FIREWALL_FILES = [
+export const FIREWALL_FILES: ServerFile[] = [
+  ...TELLING_FILES,
   ...PROGRAMS.map((name) => ({ path: `/usr/local/sbin/${name}`, content: serverText(name), mode: '755' })),
   ...UNITS.map((name) => ({ path: `/etc/systemd/system/${name}`, content: serverText(name), mode: '644' })),
   {
@@ -134,10 +137,10 @@ export type Reports = { webhook: string | undefined; rangesUrl: string | undefin
  * @param reports without it both stay as they are
  */
 export async function install(host: Host, rules: Record<Family, string>, reports?: Reports): Promise<void> {
-  for (const { path, content, mode } of FIREWALL_FILES) await putFile(host, path, content, { mode })
+  await putFiles(host, FIREWALL_FILES)
   await host.write(script('install -d -m 700 /run/kgc-firewall /run/kgc-firewall/candidate /etc/kgc /etc/kgc/firewall'))
   if (reports) {
-    await putOrRemove(host, '/etc/kgc/slack-webhook', reports.webhook)
+    await putFiles(host, [webhookFile(reports.webhook)])
     await putOrRemove(host, '/etc/kgc/firewall/cloudflare-url', reports.rangesUrl)
   }
   for (const family of FAMILIES) await putFile(host, `/run/kgc-firewall/candidate/rules.v${family}`, rules[family])

@@ -9,6 +9,8 @@ export const CHECKOUT_PENDING = 'state/checkout.pending'
 export const LOCK = 'state/deploy.lock'
 export const LOCK_HOLDER = 'state/deploy.holder'
 export const STEP_LOCK = 'state/step.lock'
+/** Certificate chain and private key, in one file, which is root's alone. It belongs into every backup. */
+export const CERTIFICATE = 'certs/site.pem'
 export const colorEnv = (color: string) => `state/${color}.env`
 export const PROXY = 'kgc-nginx-proxy-1'
 /** nginx's main file inside the proxy's container. */

@@ -5,6 +5,9 @@ import { type Command, sh } from './shell.ts'
 
 export type Rights = { owner?: string; group?: string; mode?: string }
 
+/** A file that this project puts on the server; root's, and 0600 unless said otherwise. */
+export type ServerFile = Rights & { path: string; content: string }
+
 /** Puts a file in its place on a host, by rename, with its folder where that is missing. Its content comes on stdin. */
 export function putFile(host: Host, path: string, content: string, rights: Rights = {}): Promise<string> {
   return host.write(installFile(path, rights), { input: content })

@@ -6,6 +6,7 @@ import { firewall, rangesFor } from '../lib/bootstrap-firewall.ts'
 import { environment, redisUsers } from '../lib/bootstrap-secrets.ts'
 import * as stack from '../lib/bootstrap-stack.ts'
 import * as system from '../lib/bootstrap-system.ts'
+import { wantedCertificate } from '../lib/certificates.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook } from '../lib/cli.ts'
 import { type Config, loadConfig, sshTarget } from '../lib/config.ts'
 import { confirm } from '../lib/confirm.ts'
@@ -35,7 +36,7 @@ await runbook(
   async ({ flags }, log) => {
     const [check, dryRun] = [flags.check, flags['dry-run']]
     if (check && dryRun) throw new Stop('--check and --dry-run exclude each other.', ['Give one of them.'], EXIT.usage)
-    const config = loadConfig(flags.env, ['front', 'server', 'registry', 'access', 'notify', 'blank'])
+    const config = loadConfig(flags.env, ['front', 'server', 'registry', 'access', 'certificate', 'notify', 'blank'])
     log.hide(redactor(config.secrets))
     const seconds = revertSeconds(flags)
     const target = sshTarget({ ...config.server, SSH_USER: config.access.SSH_ADMIN_USER })
@@ -108,13 +109,14 @@ await runbook(
         webhook: notify.SLACK_WEBHOOK_URL,
         rangesUrl: access.CLOUDFLARE_RANGES_FILE ? undefined : access.CLOUDFLARE_IPS_URL,
       }
+      const wanted = wantedCertificate(config.certificate, notify.SLACK_WEBHOOK_URL)
       const forNginx = readOriginPull(access)
       const asAdmin = () => connectAdmin(target)
       const fresh = (name: string) => (name === admin ? asAdmin() : connect({ ...target, user: name }))
       return [
         ...(docker.from === 'docker' ? [dockerRepository(distribution, found.codename)] : []),
         dockerSettings(found.daemonJson, config.blank.DOCKER_HUB_MIRROR),
-        system.packages([...system.PACKAGES, ...docker.packages]),
+        system.packages([...system.PACKAGES, ...wanted.packages, ...docker.packages]),
         dockerRuns,
         ...[system.timeAndZone, system.swap, system.kernel, system.modules, system.journal, system.upgrades],
         ...(admin === 'root' ? [] : [user('Admin user', admin, found.login, 'sudo')]),
@@ -125,7 +127,7 @@ await runbook(
         environment(stackValues(config, found)),
         redisUsers,
         stack.nginxLists(access.ADMIN_ADDRESSES, cloudflare),
-        stack.placeholder(config.front.DOMAIN),
+        stack.certificate(wanted),
         stack.checkout,
         firewall(access, target.port, cloudflare, reports, forNginx, asAdmin, seconds),
       ]

@@ -1,21 +1,23 @@
 import { existsSync, mkdirSync } from 'node:fs'
+import { certificateNames } from '../../lib/certificates.ts'
 import { chain, sh } from '../../lib/shell.ts'
 import { local } from './engine.ts'
-import { DOMAIN, inState, REGISTRY } from './names.ts'
+import { ACME, CLOUDFLARE_API, DOMAIN, inState, REGISTRY } from './names.ts'
 
 const DAYS = 90
 
 /** The rehearsal's own authority, and what it signed: one certificate for the site's hosts, one for the registry. */
 export async function makeCertificates(): Promise<void> {
-  mkdirSync(inState('registry'), { recursive: true })
+  for (const folder of ['registry', 'acme']) mkdirSync(inState(folder), { recursive: true })
   const [key, ca] = [inState('ca.key'), inState('ca.pem')]
   if (!existsSync(ca)) {
     await local.read(
       sh`umask 077; openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days ${DAYS} -subj ${'/CN=KGC rehearsal'} -keyout ${key} -out ${ca}`,
     )
   }
-  await sign('site', [DOMAIN, ...['crm', 'support', 'hr', 'grafana'].map((sub) => `${sub}.${DOMAIN}`)])
+  await sign('site', certificateNames(DOMAIN))
   await sign('registry/tls', [REGISTRY.host.split(':')[0] ?? ''])
+  await sign('acme/tls', [ACME.host, CLOUDFLARE_API])
 }
 
 async function sign(name: string, hosts: string[]): Promise<void> {

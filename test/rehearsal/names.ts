@@ -26,6 +26,9 @@ export const REGISTRY = {
 export const SINK = { container: `${PREFIX}-sink`, address: '198.51.100.30', url: 'http://198.51.100.30:8080' }
 /** The mirror of Debian's packages that the server's apt knows. */
 export const PACKAGES = { container: `${PREFIX}-packages`, address: '198.51.100.35' }
+/** The certificate authority, there while its test runs. `api.cloudflare.com` leads to it, too: it keeps the names' records. */
+export const ACME = { container: `${PREFIX}-acme`, address: '198.51.100.50', host: 'acme.kgc.test' }
+export const CLOUDFLARE_API = 'api.cloudflare.com'
 /** The registry's open door, through which this machine pushes. Docker needs no TLS on loopback. */
 export const PUSH_ADDRESS = '127.0.0.1:25001'
 /** The machine that runs the rehearsal, as the server sees it. */

@@ -9,6 +9,7 @@ import { buildImages, pushImages } from './build.ts'
 import { makeCertificates } from './certificates.ts'
 import { ensureEngine, local, stopOwnEngine } from './engine.ts'
 import {
+  ACME,
   DOMAIN,
   inState,
   makeStateDir,
@@ -94,7 +95,7 @@ async function down(log: Log): Promise<void> {
   if ((await local.probe(sh`docker info`)).code === 0) {
     await log.step('Remove the server and its disk', removeServer)
     await log.step('Remove registry, sink, mirror and networks', async () => {
-      await local.probe(sh`docker rm -f -v ${[REGISTRY, SINK, PACKAGES].map(({ container }) => container)}`)
+      await local.probe(sh`docker rm -f -v ${[REGISTRY, SINK, PACKAGES, ACME].map(({ container }) => container)}`)
       await local.probe(sh`docker volume rm ${`${PREFIX}-registry`}`)
       for (const { name } of Object.values(NETWORKS)) await local.probe(sh`docker network rm ${name}`)
     })

@@ -27,8 +27,6 @@ export async function putRehearsalFiles(): Promise<void> {
   try {
     const put = (file: string, content: string, owner = 'root', mode = '644') =>
       putFile(root, file, content, { owner, mode })
-    await put(`${ROOT}/certs/fullchain.pem`, readFileSync(inState('site.crt'), 'utf8'))
-    await put(`${ROOT}/certs/privkey.pem`, readFileSync(inState('site.key'), 'utf8'), 'root', '600')
     await playCloudflare(root)
     await put(`/etc/docker/certs.d/${REGISTRY.host}/ca.crt`, readFileSync(inState('ca.pem'), 'utf8'))
   } finally {
@@ -56,6 +54,9 @@ export async function writeOperatorEnv(): Promise<void> {
       FRONT_IP: SERVER.address,
       FRONT_PORT: 443,
       FRONT_CA_FILE: 'ca.pem',
+      CERTIFICATE: 'files',
+      CERTIFICATE_FILE: 'site.crt',
+      CERTIFICATE_KEY_FILE: 'site.key',
       SMOKE_EMAIL: `smoke@${DOMAIN}`,
       SMOKE_PASSWORD: kept('SMOKE_PASSWORD'),
       SSH_HOST: SERVER.address,

@@ -4,7 +4,7 @@
  * Compose knows the images by the names of production: the server pulls the customer's own from the rehearsal's
  * registry, and Docker Hub's from its mirror.
  *
- * Real programs, from Debian's packages: systemd and sshd of the server, what it installs from the mirror, the registry, PostgreSQL 15 with
+ * Real programs, from Debian's packages: systemd and sshd of the server, what it installs from the mirror, the registry, pebble, PostgreSQL 15 with
  * pgvector, Redis (7.0, not 7.4), nginx (1.30), Prometheus, Alertmanager and the exporters (each a little older than
  * the pinned upstream version), cron and the PostgreSQL client of the backup image.
  * Stood in for, by the programs in ../stand-in: the KGC backend and frontend, Twenty, Chatwoot, Horilla, Grafana,
@@ -40,6 +40,7 @@ export const images: readonly Image[] = [
   { folder: 'audit', where: 'here', name: 'kgc-rehearsal/audit', suites: ['trixie'] },
   { folder: 'registry', where: 'here', name: 'kgc-rehearsal/registry', suites: ['bookworm'] },
   { folder: 'sink', where: 'here', name: 'kgc-rehearsal/sink', suites: ['forky'], standIn: 'sink.ts' },
+  { folder: 'acme', where: 'here', name: 'kgc-rehearsal/acme', suites: ['forky'], standIn: 'acme.ts' },
 
   { folder: 'postgres', where: 'hub', name: 'pgvector/pgvector:0.8.6-pg15-bookworm', suites: ['bookworm'] },
   { folder: 'redis', where: 'hub', name: 'redis:7.4-alpine', suites: ['bookworm'] },

@@ -23,7 +23,7 @@ const STEPS = [
   ...["Docker's settings", 'Packages', 'Docker runs with them', 'Clock and time zone', 'Kernel settings'],
   ...['Kernel modules that stay out', 'Bounds of the journal', 'Security upgrades by themselves', 'Deploy user'],
   ...['Bans after failed logins', 'Settings of sshd', 'Folders of /opt/kgc', 'Variables and secrets of the stack'],
-  ...["Redis' users", "nginx's lists of addresses", 'A certificate to start with', 'Checkout', 'Firewall'],
+  ...["Redis' users", "nginx's lists of addresses", 'Certificate', 'Checkout', 'Firewall'],
 ]
 
 const bootstrap = (args: string[] = [], changes?: Record<string, string>): Promise<Run> =>
