@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import { checkFile, type Step } from './bootstrap.ts'
 import { messageOf, Stop } from './errors.ts'
 import type { Host } from './host.ts'
@@ -91,7 +92,7 @@ done`,
       await host.write(sh`${KGC_SSHD} try ${seconds}`, { input: content })
       try {
         // The connection that is open proves nothing: it would go on after a lock-out.
-        for (const name of dryRun ? [] : Object.values(users)) await (await connectAs(name)).close()
+        for (const name of dryRun ? [] : Object.values(users)) await comesThrough(() => connectAs(name))
         await host.write(sh`${KGC_SSHD} confirm`)
       } catch (error) {
         const undone = await host.write(sh`${KGC_SSHD} revert`).then(
@@ -106,5 +107,17 @@ done`,
         )
       }
     },
+  }
+}
+
+/** sshd starts anew when it is reloaded, and refuses connections meanwhile: a moment, or seconds on a busy server. */
+async function comesThrough(open: () => Promise<Host>): Promise<void> {
+  for (let tries = 0; ; tries++) {
+    try {
+      return await (await open()).close()
+    } catch (error) {
+      if (!/ECONNREFUSED|ECONNRESET/.test(messageOf(error)) || tries === 10) throw error
+      await sleep(500)
+    }
   }
 }

@@ -2,8 +2,8 @@ import { filesStep, type Step } from './bootstrap.ts'
 import { messageOf, Stop } from './errors.ts'
 import { script } from './shell.ts'
 
-/** What the stack's files were tried with; older ones lack `depends_on.restart`, `start_interval` and `!reset`. */
-const LEAST = { engine: 24, compose: 2 }
+/** `start_interval` of the stack's health checks needs Docker 25 and Compose 2.21 (compose/data.yaml). */
+const LEAST = { engine: [25, 0], compose: [2, 21] } as const
 
 /** Docker's own repository signs with this key (https://docs.docker.com/engine/install/). */
 const KEY = '9DC858229FC7DD38854AE2D88D81803C0EBFCD88'
@@ -12,8 +12,11 @@ const FROM_DOCKER = ['docker-ce', 'docker-ce-cli', 'containerd.io', 'docker-comp
 
 export type DockerPlan = { from: 'present' | 'distribution' | 'docker'; packages: string[]; why: string }
 
-/** `5:26.1.5+dfsg1-9` → 26 */
-const major = (version: string | undefined) => Number(/^(?:\d+:)?v?(\d+)\./.exec(version ?? '')?.[1] ?? 0)
+/** `5:26.1.5+dfsg1-9` is 26.1 */
+function isAtLeast(version: string | undefined, [major, minor]: readonly [number, number]): boolean {
+  const [, first, second] = /^(?:\d+:)?v?(\d+)\.(\d+)/.exec(version ?? '') ?? []
+  return Number(first) > major || (Number(first) === major && Number(second) >= minor)
+}
 
 /**
  * Decides where Docker comes from.
@@ -25,15 +28,16 @@ export function planDocker(
   installed: { engine?: string; compose?: string },
   candidates: Record<string, string>,
 ): DockerPlan {
-  const has = (engine?: string, compose?: string) => major(engine) >= LEAST.engine && major(compose) >= LEAST.compose
+  const has = (engine?: string, compose?: string) =>
+    isAtLeast(engine, LEAST.engine) && isAtLeast(compose, LEAST.compose)
   if (has(installed.engine, installed.compose))
     return { from: 'present', packages: [], why: `${installed.engine} is installed` }
-  if (major(installed.engine) > 0 && major(installed.engine) < LEAST.engine)
+  if (installed.engine && !isAtLeast(installed.engine, LEAST.engine))
     throw new Stop(
-      `Docker ${installed.engine} is installed; the stack needs ${LEAST.engine} or later. Nothing was touched.`,
+      `Docker ${installed.engine} is installed; the stack needs ${LEAST.engine[0]} or later. Nothing was touched.`,
       ['Remove it on the server (`apt-get remove docker.io docker-ce`; its volumes stay), then run this again.'],
     )
-  const compose = ['docker-compose-v2', 'docker-compose'].find((name) => major(candidates[name]) >= LEAST.compose)
+  const compose = ['docker-compose-v2', 'docker-compose'].find((name) => isAtLeast(candidates[name], LEAST.compose))
   if (compose && has(candidates['docker.io'], candidates[compose])) {
     const packages = ['docker.io', 'docker-cli', compose].filter((name) => candidates[name])
     return { from: 'distribution', packages, why: `the distribution has ${candidates['docker.io']}` }
@@ -60,7 +64,9 @@ apt-get -q -o DPkg::Lock::Timeout=300 update > /var/log/kgc-bootstrap.log
 apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends ca-certificates curl gnupg >> /var/log/kgc-bootstrap.log
 install -d -m 755 /etc/apt/keyrings
 curl -fsSL --max-time 60 --retry 3 ${site}/gpg -o ${KEY_FILE}.next
-found=$(gpg --show-keys --with-colons ${KEY_FILE}.next | sed -n 's/^fpr:*\\([0-9A-F]*\\):$/\\1/p' | head -n 1)
+keys=$(gpg --show-keys --with-colons ${KEY_FILE}.next)
+found=$(echo "$keys" | sed -n 's/^fpr:*\\([0-9A-F]*\\):$/\\1/p' | head -n 1)
+[ "$(echo "$keys" | grep -c ^pub:)" = 1 ] || found="$found and others"
 [ "$found" = ${KEY} ] || { rm ${KEY_FILE}.next; echo "${site}/gpg is not the pinned key ${KEY} but $found" >&2; exit 1; }
 chmod 644 ${KEY_FILE}.next
 mv ${KEY_FILE}.next ${KEY_FILE}
@@ -77,6 +83,7 @@ const SETTINGS = {
   // A proxy on the host would answer over IPv6 past the rules for containers, and hide who asks.
   'userland-proxy': false,
   'no-new-privileges': true,
+  // Of IPv6 Docker has nothing to do here: ports are published on 0.0.0.0, and without the proxy nothing else listens.
   icc: false,
   'log-driver': 'json-file',
   'log-opts': { 'max-size': '10m', 'max-file': '5' },

@@ -124,8 +124,8 @@ export const upgrades: Step = filesStep(
 for timer in apt-daily.timer apt-daily-upgrade.timer; do systemctl is-active -q $timer || echo "$timer is off"; done`,
 )
 
-/** @param never who is not to be banned: the firewall lets nobody else near sshd anyway */
-export const bans = (never: string[]): Step =>
+/** @param never who is not to be banned; the firewall lets nobody else near sshd, but those of a private network */
+export const bans = (never: string[], port: number): Step =>
   filesStep(
     'Bans after failed logins',
     [
@@ -139,6 +139,7 @@ banaction = iptables-multiport
 
 [sshd]
 enabled = true
+port = ${port}
 backend = systemd
 # Where passwords are off, who guesses one is only seen to leave: the normal mode does not count that.
 mode = aggressive

@@ -1,6 +1,6 @@
-import { createHash } from 'node:crypto'
 import type { Host } from './host.ts'
 import { putFile, type ServerFile } from './put-file.ts'
+import { sha256 } from './server-files.ts'
 import { type Command, quote, script, sh } from './shell.ts'
 
 /** One thing that a server should be, how to see whether it is, and how to make it so. */
@@ -30,7 +30,7 @@ const marker = ({ title }: Step) => `${BEGUN}/${title.toLowerCase().replace(/[^a
 
 /** A shell line that says when a file is not the wanted one, to the byte. */
 export const checkFile = ({ path, content, owner = 'root', group = owner, mode = '600' }: ServerFile) =>
-  `same ${quote(path)} ${createHash('sha256').update(content).digest('hex')} ${mode} ${owner}:${group}`
+  `same ${quote(path)} ${sha256(content)} ${mode} ${owner}:${group}`
 
 const PRELUDE = `
 same() {

@@ -1,4 +1,4 @@
-import { CERTIFICATES, remedies, type WantedCertificate } from './certificates.ts'
+import { CERTIFICATES, remedies, SETTINGS, type WantedCertificate } from './certificates.ts'
 import { messageOf, Stop } from './errors.ts'
 import type { Host, Result } from './host.ts'
 import { CERTIFICATE, ROOT } from './layout.ts'
@@ -43,12 +43,9 @@ async function assertAble(host: Host, { packages }: WantedCertificate): Promise<
   const user = await host.read(script('id -un'))
   if (user !== 'root')
     throw new Stop(`Certificates need root, and the login on ${host.name} is ${user}.`, ['Set SSH_ADMIN_USER=root.'])
-  const missing = (
-    await host.read(sh`dpkg-query -W -f ${`\${Status} \${Package}\\n`} ${packages} 2> /dev/null || true`)
-  )
-    .split('\n')
-    .flatMap((line) => /^install ok installed (.+)$/.exec(line)?.[1] ?? [])
-  const absent = packages.filter((name) => !missing.includes(name))
+  const query = sh`dpkg-query -W -f ${`\${Status} \${Package}\\n`} ${packages} 2> /dev/null || true`
+  const known = (await host.read(query)).split('\n')
+  const absent = packages.filter((name) => !known.includes(`install ok installed ${name}`))
   if (absent.length > 0)
     throw new Stop(`Not installed on ${host.name}: ${absent.join(', ')}. Nothing was changed.`, [
       `On the server: apt-get install -y --no-install-recommends ${absent.join(' ')}`,
@@ -100,7 +97,7 @@ export async function renewCertificate(host: Host): Promise<string> {
 export const certificateStatus = (host: Host): Promise<Result> =>
   host.probe(
     script(
-      `[ -x ${CERTIFICATES} ] || { echo 'The certificates of this server were never set up.' >&2; exit 1; }; ${CERTIFICATES} status`,
+      `[ -x ${CERTIFICATES} ] && [ -s ${SETTINGS} ] || { echo 'The certificates of this server were never set up.' >&2; exit 1; }; ${CERTIFICATES} status`,
     ),
   )
 

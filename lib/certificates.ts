@@ -6,8 +6,8 @@ import { EXIT, messageOf, Stop } from './errors.ts'
 import { type ServerFile, serverText } from './put-file.ts'
 
 export const CERTIFICATES = '/usr/local/sbin/kgc-certificates'
-const SETTINGS = '/etc/kgc/certificates'
-const DNS_TOKEN = `${SETTINGS}/cloudflare.ini`
+export const SETTINGS = '/etc/kgc/certificates/settings'
+const DNS_TOKEN = '/etc/kgc/certificates/cloudflare.ini'
 
 /** The sites beside the apex: nginx/templates has one server for each. */
 export const SITES = ['crm', 'support', 'hr', 'grafana']
@@ -42,7 +42,7 @@ export function wantedCertificate(settings: CertificateSettings, webhook: string
     ...TELLING_FILES,
     webhookFile(webhook),
     {
-      path: `${SETTINGS}/settings`,
+      path: SETTINGS,
       // Safe to quote so: config.ts lets no quote through.
       content: Object.entries(variables)
         .map(([name, value]) => `${name}='${value}'\n`)
@@ -107,7 +107,7 @@ export function remedies(said: string): string[] {
   const known: [RegExp, string][] = [
     [
       /rateLimited|too many (certificates|failed authorizations|new orders|requests)/i,
-      'The authority limits how often one may ask (Let’s Encrypt: 5 certificates for the same names in 7 days). Wait until the time that it names; the timer on the server tries again by itself.',
+      "The authority limits how often one may ask (Let's Encrypt: 5 certificates for the same names in 7 days). Wait until the time that it names; the timer on the server tries again by itself.",
     ],
     [
       /zone_id|Cloudflare API|API token|Authentication error/i,

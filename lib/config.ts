@@ -109,7 +109,7 @@ const certificate = z
     DOMAIN: domain,
     CERTIFICATE: variable(
       z.enum(['http', 'dns', 'files'], 'is neither http, dns nor files').default('http'),
-      'http (Let’s Encrypt asks port 80), dns (it asks Cloudflare), or files',
+      "http (Let's Encrypt asks port 80), dns (it asks Cloudflare), or files",
     ),
     ACME_SERVER: variable(
       text(/^https:\/\/[\w./:-]+$/, 'is not an https:// address').default(

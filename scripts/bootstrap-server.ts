@@ -121,7 +121,10 @@ await runbook(
         ...[system.timeAndZone, system.swap, system.kernel, system.modules, system.journal, system.upgrades],
         ...(admin === 'root' ? [] : [user('Admin user', admin, found.login, 'sudo')]),
         user('Deploy user', 'deploy', found.login, 'docker'),
-        system.bans(config.access.ADMIN_ADDRESSES.map(({ text }) => text)),
+        system.bans(
+          config.access.ADMIN_ADDRESSES.map(({ text }) => text),
+          target.port,
+        ),
         sshd({ admin, deploy: 'deploy' }, fresh, seconds),
         stack.folders,
         environment(stackValues(config, found)),

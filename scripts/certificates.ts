@@ -14,7 +14,7 @@ import { connect } from '../lib/ssh.ts'
 await runbook(
   {
     name: 'certificates',
-    summary: 'One certificate for all sites, from Let’s Encrypt or given as files, and its renewal on the server.',
+    summary: "One certificate for all sites, from Let's Encrypt or given as files, and its renewal on the server.",
     flags: {
       ...ENV_FLAG,
       ...DRY_RUN_FLAG,

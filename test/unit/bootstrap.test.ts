@@ -36,8 +36,17 @@ const CANDIDATES: Record<string, [Record<string, string>, string, string[]]> = {
     'distribution',
     ['docker.io', 'docker-compose-v2'],
   ],
-  'Ubuntu 24.04': [
+  'Ubuntu 24.04 as it came out': [
     { 'docker.io': '24.0.7-0ubuntu4', 'docker-compose': '1.29.2-6', 'docker-compose-v2': '2.24.6+ds1-0ubuntu2' },
+    'docker',
+    ['docker-ce'],
+  ],
+  'Ubuntu 24.04 with its updates': [
+    {
+      'docker.io': '28.2.2-0ubuntu1~24.04.1',
+      'docker-compose': '1.29.2-6',
+      'docker-compose-v2': '2.37.1+ds1-0ubuntu2',
+    },
     'distribution',
     ['docker.io', 'docker-compose-v2'],
   ],
@@ -57,7 +66,7 @@ test('leaves a Docker that is new enough, and refuses to put one beside an older
   assert.equal(planDocker({ engine: '28.3.3', compose: 'v2.38.1' }, {}).packages, [])
   assert.throws(
     () => planDocker({ engine: '20.10.24', compose: '' }, {}),
-    /20\.10\.24 is installed; the stack needs 24/,
+    /20\.10\.24 is installed; the stack needs 25/,
   )
 })
 

@@ -37,7 +37,7 @@ test('are for the apex and for every site that nginx has', () => {
   )
 })
 
-test('come from Let’s Encrypt through port 80 unless configured otherwise', () => {
+test("come from Let's Encrypt through port 80 unless configured otherwise", () => {
   assert.equal(settings().problems, [])
   const { source, packages, files, superfluous } = wanted()
   assert.is(source, 'http')

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { script } from '../../../lib/shell.ts'
+import { script, sh } from '../../../lib/shell.ts'
 import { CIS } from '../cis-docker.ts'
 import { onServer, rehearsal } from '../harness.ts'
 import { PROJECT_DIR } from '../names.ts'
@@ -31,6 +31,18 @@ for (const { id, title, not } of CIS) {
     else assert.is(offenders, '')
   })
 }
+
+test('the firewall is what its files say, also after Docker made networks', () =>
+  onServer(async (host) => {
+    const added = '-A DOCKER-USER -j RETURN'
+    assert.match(await host.read(sh`iptables -S DOCKER-USER`), new RegExp(`-j DROP(\n${added})?$`))
+    assert.is((await host.probe(sh`/usr/local/sbin/kgc-firewall check`)).code, 0)
+    // At the top the same rule would let everybody in.
+    await host.write(sh`iptables -I DOCKER-USER -j RETURN`)
+    const open = await host.probe(sh`/usr/local/sbin/kgc-firewall check`)
+    await host.write(sh`iptables -D DOCKER-USER 1`)
+    assert.match(open.stderr, /IPv4: what is active is not what/)
+  }))
 
 test('none is given up that was met before', () => {
   const met = CIS.filter(({ not }) => !not).length
