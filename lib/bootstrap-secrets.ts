@@ -53,7 +53,7 @@ export function envLine(name: string, value: string): string {
   return /^[\w@.:/+,=-]*$/.test(value) ? `${name}=${value}\n` : `${name}='${value}'\n`
 }
 
-const REDIS_USERS = ['KGC', 'TWENTY', 'CHATWOOT', 'EXPORTER']
+const REDIS_USERS = ['KGC', 'TWENTY', 'CHATWOOT', 'BACKUP', 'EXPORTER']
 /** Redis' users follow from the secrets. A password that was added beside another, for a rotation, stays. */
 export const redisUsers: Step = {
   title: "Redis' users",

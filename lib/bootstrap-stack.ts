@@ -1,4 +1,5 @@
-import { checkFile, type Step } from './bootstrap.ts'
+import { readFileSync } from 'node:fs'
+import { checkFile, filesStep, type Step } from './bootstrap.ts'
 import type { WantedCertificate } from './certificates.ts'
 import { applyCertificates, CERTIFICATE_CHECKS } from './certificates-server.ts'
 import { checkoutCommit, localCommit, sendCommit } from './checkout.ts'
@@ -16,6 +17,8 @@ const FOLDERS = [
   ['', 755, 'deploy'],
   ['state', 755, 'deploy'],
   ['state/nginx', 755, 'deploy'],
+  ['state/metrics', 755, 'root'],
+  ['state/backup', 755, 'root'],
   ['secrets', 700, 'deploy'],
   ['secrets/redis', 750, 'deploy'],
   ['secrets/redis-queue', 750, 'deploy'],
@@ -68,6 +71,15 @@ ${wanted.files.map(checkFile).join('\n')}
 ${CERTIFICATE_CHECKS}`,
   apply: (host) => applyCertificates(host, wanted),
 })
+
+const S3_AUTHORITY = 'certs/s3-ca.pem'
+/** Where the backup-service finds it: compose/operations.yaml. */
+export const S3_AUTHORITY_INSIDE = `/data/server/${S3_AUTHORITY}`
+/** @param file the authority of an object store that nobody else knows */
+export const storeAuthority = (file: string): Step =>
+  filesStep('Authority of the object store', [
+    { path: `${ROOT}/${S3_AUTHORITY}`, content: readFileSync(file, 'utf8'), mode: '644' },
+  ])
 
 /** The files of this commit, once: from the first deploy on, releases say which files the server has. */
 export const checkout: Step = {

@@ -135,7 +135,37 @@ const certificate = z
     }
   })
 
-const GROUPS = { blank, front, server, registry, release, notify, access, certificate }
+/** Where backups are kept: any server that speaks S3. */
+const objectStore = z.object({
+  S3_ENDPOINT: variable(
+    z.url({ protocol: /^https?$/, error: 'is not a URL' }),
+    'https://s3.eu-central-2.wasabisys.com',
+  ),
+  S3_REGION: variable(text(/^[a-z0-9-]+$/, 'is not the name of a region'), 'eu-central-2'),
+  S3_BUCKET: variable(text(/^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/, 'is not the name of a bucket'), 'kgc-backup'),
+  S3_PREFIX: variable(text(/^[\w-]+(\/[\w-]+)*$/, 'is not a path such as kgc or erp/kgc').default('kgc'), 'kgc'),
+  S3_ACCESS_KEY_ID: variable(anything, 'the key that may write to the bucket'),
+  S3_SECRET_ACCESS_KEY: variable(anything, 'the secret of that key'),
+  S3_CA_FILE: variable(path.optional(), './ca.pem'),
+  S3_TIMEOUT: variable(wholeNumber(1, 600).default(120), '120 (seconds until a request without an answer is given up)'),
+})
+
+/** How backups are made and kept. */
+const backup = z.object({
+  BACKUP_RECIPIENTS: variable(
+    text(/^age1[a-z0-9]+(,age1[a-z0-9]+)*$/, 'is not a list of public keys as age-keygen prints them').transform(
+      (keys) => keys.split(','),
+    ),
+    'age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p',
+  ),
+  BACKUP_KEEP_DAYS: variable(wholeNumber(1, 3650).default(30), '30'),
+  BACKUP_KEEP_WEEKS: variable(wholeNumber(0, 520).default(0), '8 (the newest backup of each of so many weeks)'),
+  BACKUP_KEEP_MONTHS: variable(wholeNumber(0, 120).default(0), '12 (the newest backup of each of so many months)'),
+  BACKUP_LOCK_DAYS: variable(wholeNumber(0, 3650).default(0), '30 (the bucket must have been made with object lock)'),
+  BACKUP_VERIFY_DAYS: variable(wholeNumber(1, 365).default(7), '7 (days until the next full restore test)'),
+})
+
+const GROUPS = { blank, front, server, registry, release, notify, access, certificate, objectStore, backup }
 type Groups = typeof GROUPS
 export type Config<G extends keyof Groups = keyof Groups> = { [K in G]: z.infer<Groups[K]> } & { secrets: string[] }
 
@@ -143,6 +173,8 @@ export type Front = z.infer<typeof front>
 export type Server = z.infer<typeof server>
 export type AccessSettings = z.infer<typeof access>
 export type CertificateSettings = z.infer<typeof certificate>
+export type ObjectStoreSettings = z.infer<typeof objectStore>
+export type BackupSettings = z.infer<typeof backup>
 
 const SECRET = /PASSWORD|TOKEN|SECRET|WEBHOOK|AGENT_KEY/
 const FILE_PATH = /_FILE$/

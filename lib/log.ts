@@ -16,6 +16,8 @@ export type Log = {
    * @throws Stop (exit 130) as soon as the run is interrupted
    */
   step<T>(title: string, work: () => Promise<T>, mode?: StepMode): Promise<T>
+  /** How far the running step is; shown beside its title. */
+  progress(text: string): void
   /** From now on, these values are blanked in all output. */
   hide(redact: (text: string) => string): void
   /** A text as the output would show it, for where it goes elsewhere. */
@@ -51,6 +53,7 @@ export function createLog({ stdout = process.stdout, stderr = process.stderr, ..
   let redact = (text: string) => text
   let current: string | undefined
   let drawn = false
+  let far = ''
   const timings: Record<string, number> = {}
 
   const erase = () => {
@@ -70,11 +73,13 @@ export function createLog({ stdout = process.stdout, stderr = process.stderr, ..
     if (inActions) stderr.write(`::group::${title}\n`)
     const draw = () => {
       erase()
-      stderr.write(redact(`${chalk.cyan('…')} ${title} ${chalk.dim(seconds(elapsed()))}`))
+      stderr.write(
+        redact(`${chalk.cyan('…')} ${title} ${chalk.dim([seconds(elapsed()), far].filter(Boolean).join(' · '))}`),
+      )
       drawn = true
     }
     const timer = setInterval(
-      live ? draw : () => line(`… ${title}, ${seconds(elapsed())} so far`),
+      live ? draw : () => line(`… ${[title, far].filter(Boolean).join(': ')}, ${seconds(elapsed())} so far`),
       live ? 100 : (options.heartbeatSeconds ?? 15) * 1000,
     )
     if (live) draw()
@@ -85,6 +90,7 @@ export function createLog({ stdout = process.stdout, stderr = process.stderr, ..
       return value
     } finally {
       clearInterval(timer)
+      far = ''
       timings[title] = Math.round(elapsed() * 1000) / 1000
       line(`${ok ? chalk.green('✔') : chalk.red('✘')} ${title} ${chalk.dim(seconds(elapsed()))}`)
       if (inActions) stderr.write('::endgroup::\n')
@@ -103,6 +109,9 @@ export function createLog({ stdout = process.stdout, stderr = process.stderr, ..
       stdout.write(`${redact(text)}\n`)
     },
     say: line,
+    progress: (text) => {
+      far = text
+    },
     warn: (text) => line(`${chalk.yellow('!')} ${text}`),
     clean: (text) => redact(text),
     hide: (next) => {

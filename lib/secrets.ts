@@ -38,6 +38,7 @@ export const SECRETS: readonly Secret[] = [
   hex('KGC_REDIS_PASSWORD', BACKEND),
   hex('TWENTY_REDIS_PASSWORD', TWENTY),
   hex('CHATWOOT_REDIS_PASSWORD', CHATWOOT),
+  hex('BACKUP_REDIS_PASSWORD', ['backup-service']),
   hex('EXPORTER_REDIS_PASSWORD', [...REDIS, 'redis-exporter', 'redis-queue-exporter']),
   hex('JWT_SECRET', BACKEND, 32),
   given('SZAMLAZZ_HU_AGENT_KEY', BACKEND),
@@ -51,6 +52,8 @@ export const SECRETS: readonly Secret[] = [
   hex('HORILLA_DB_INIT_PASSWORD', HORILLA),
   hex('GRAFANA_ADMIN_PASSWORD', ['grafana']),
   hex('GRAFANA_SECRET_KEY', ['grafana'], 24, "the passwords of Grafana's data sources"),
+  hex('RESTIC_PASSWORD', ['backup-service'], 32, 'every backup of the files'),
+  given('S3_SECRET_ACCESS_KEY', ['backup-service']),
   hex('SMOKE_PASSWORD', BACKEND, 16),
 ]
 
@@ -82,6 +85,8 @@ export function redisAcl(secrets: Record<string, string>): string {
     user('kgc', application),
     user('twenty', application),
     user('chatwoot', application),
+    // A copy of the whole is what a replica asks for.
+    user('backup', '-@all +ping +info +psync +sync +replconf'),
     user(
       'exporter',
       '-@all +ping +info +select +dbsize +config|get +client|list +slowlog|get +slowlog|len +latency|latest +latency|histogram',

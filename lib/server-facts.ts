@@ -141,7 +141,7 @@ done`),
 export function limitsFor({ cores, memoryGb }: Facts): Record<string, string | number> {
   return {
     ...(cores < 4 ? { POSTGRES_CPUS: cores } : {}),
-    ...(cores < 2 ? { KGC_BACKEND_CPUS: cores } : {}),
+    ...(cores < 2 ? { KGC_BACKEND_CPUS: cores, BACKUP_SERVICE_CPUS: cores } : {}),
     ...(memoryGb < 30
       ? { POSTGRES_MEMORY: '4g', POSTGRES_SHARED_BUFFERS: '512MB', POSTGRES_EFFECTIVE_CACHE_SIZE: '2GB' }
       : {}),

@@ -36,7 +36,17 @@ await runbook(
   async ({ flags }, log) => {
     const [check, dryRun] = [flags.check, flags['dry-run']]
     if (check && dryRun) throw new Stop('--check and --dry-run exclude each other.', ['Give one of them.'], EXIT.usage)
-    const config = loadConfig(flags.env, ['front', 'server', 'registry', 'access', 'certificate', 'notify', 'blank'])
+    const config = loadConfig(flags.env, [
+      'front',
+      'server',
+      'registry',
+      'access',
+      'certificate',
+      'notify',
+      'objectStore',
+      'backup',
+      'blank',
+    ])
     log.hide(redactor(config.secrets))
     const seconds = revertSeconds(flags)
     const target = sshTarget({ ...config.server, SSH_USER: config.access.SSH_ADMIN_USER })
@@ -131,6 +141,7 @@ await runbook(
         redisUsers,
         stack.nginxLists(access.ADMIN_ADDRESSES, cloudflare),
         stack.certificate(wanted),
+        ...(config.objectStore.S3_CA_FILE ? [stack.storeAuthority(config.objectStore.S3_CA_FILE)] : []),
         stack.checkout,
         firewall(access, target.port, cloudflare, reports, forNginx, asAdmin, seconds),
       ]
@@ -139,7 +150,17 @@ await runbook(
 )
 
 /** What of the operator's configuration the stack itself wants to know. */
-function stackValues({ front, registry, blank }: Config<'front' | 'registry' | 'blank'>, facts: Facts) {
+function stackValues(
+  {
+    front,
+    registry,
+    blank,
+    notify,
+    backup,
+    objectStore: { S3_CA_FILE: ca, ...objectStore },
+  }: Config<'front' | 'registry' | 'blank' | 'notify' | 'objectStore' | 'backup'>,
+  facts: Facts,
+) {
   return {
     DOMAIN: front.DOMAIN,
     REGISTRY: registry.REGISTRY,
@@ -150,6 +171,11 @@ function stackValues({ front, registry, blank }: Config<'front' | 'registry' | '
     TWENTY_DB_USER: 'twenty_a',
     CHATWOOT_DB_USER: 'chatwoot_a',
     HORILLA_DB_USER: 'horilla_a',
+    ...objectStore,
+    ...(ca ? { S3_CA_FILE: stack.S3_AUTHORITY_INSIDE } : {}),
+    ...backup,
+    BACKUP_RECIPIENTS: backup.BACKUP_RECIPIENTS.join(','),
+    ...(notify.SLACK_WEBHOOK_URL ? { SLACK_WEBHOOK_URL: notify.SLACK_WEBHOOK_URL } : {}),
     ...limitsFor(facts),
   }
 }

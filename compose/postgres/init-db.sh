@@ -63,6 +63,9 @@ SELECT format('CREATE ROLE backup LOGIN BYPASSRLS PASSWORD %L', :'backup_passwor
 SET client_min_messages = error;
 GRANT pg_monitor TO exporter;
 GRANT pg_read_all_data TO backup;
+-- pg_read_all_data leaves out large objects, and the hashes of the roles' passwords.
+ALTER ROLE backup SET lo_compat_privileges = on;
+GRANT SELECT ON pg_catalog.pg_authid TO backup;
 GRANT CONNECT ON DATABASE kgc, twenty, chatwoot, horilla TO backup;
 
 REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC;

@@ -105,6 +105,10 @@ async function prepareContext(image: Image): Promise<string> {
       logLevel: 'error',
     })
   }
+  if (image.bundles) {
+    const out = join(context, 'backup.mjs')
+    await local.read(sh`cd ${PROJECT_DIR} && npm run --silent build:backup -- ${`--outfile=${out}`} --log-level=error`)
+  }
   return context
 }
 

@@ -1,14 +1,15 @@
 import { existsSync, mkdirSync } from 'node:fs'
+import { isIP } from 'node:net'
 import { certificateNames } from '../../lib/certificates.ts'
 import { chain, sh } from '../../lib/shell.ts'
 import { local } from './engine.ts'
-import { ACME, CLOUDFLARE_API, DOMAIN, inState, REGISTRY } from './names.ts'
+import { ACME, CLOUDFLARE_API, DOMAIN, inState, REGISTRY, S3 } from './names.ts'
 
 const DAYS = 90
 
-/** The rehearsal's own authority, and what it signed: one certificate for the site's hosts, one for the registry. */
+/** The rehearsal's own authority, and what it signed: one certificate for the site's hosts, one for the registry, one for the S3 server. */
 export async function makeCertificates(): Promise<void> {
-  for (const folder of ['registry', 'acme']) mkdirSync(inState(folder), { recursive: true })
+  for (const folder of ['registry', 'acme', 's3']) mkdirSync(inState(folder), { recursive: true })
   const [key, ca] = [inState('ca.key'), inState('ca.pem')]
   if (!existsSync(ca)) {
     await local.read(
@@ -18,6 +19,7 @@ export async function makeCertificates(): Promise<void> {
   await sign('site', certificateNames(DOMAIN))
   await sign('registry/tls', [REGISTRY.host.split(':')[0] ?? ''])
   await sign('acme/tls', [ACME.host, CLOUDFLARE_API])
+  await sign('s3/tls', [S3.address])
 }
 
 async function sign(name: string, hosts: string[]): Promise<void> {
@@ -27,7 +29,7 @@ async function sign(name: string, hosts: string[]): Promise<void> {
     string,
   ]
   if (existsSync(certificate)) return
-  const names = `subjectAltName=${hosts.map((host) => `DNS:${host}`).join(',')}`
+  const names = `subjectAltName=${hosts.map((host) => `${isIP(host) ? 'IP' : 'DNS'}:${host}`).join(',')}`
   await local.read(
     chain(
       sh`umask 077`,

@@ -29,6 +29,13 @@ export const PACKAGES = { container: `${PREFIX}-packages`, address: '198.51.100.
 /** The certificate authority, there while its test runs. `api.cloudflare.com` leads to it, too: it keeps the names' records. */
 export const ACME = { container: `${PREFIX}-acme`, address: '198.51.100.50', host: 'acme.kgc.test' }
 export const CLOUDFLARE_API = 'api.cloudflare.com'
+/** A real S3 server; its address is in its certificate. */
+export const S3 = {
+  container: `${PREFIX}-s3`,
+  address: '198.51.100.40',
+  endpoint: 'https://198.51.100.40',
+  bucket: 'kgc-backup',
+}
 /** The registry's open door, through which this machine pushes. Docker needs no TLS on loopback. */
 export const PUSH_ADDRESS = '127.0.0.1:25001'
 /** The machine that runs the rehearsal, as the server sees it. */

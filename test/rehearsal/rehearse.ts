@@ -18,10 +18,12 @@ import {
   PREFIX,
   PROJECT_DIR,
   REGISTRY,
+  S3,
   SERVER,
   SINK,
   STATE_DIR,
 } from './names.ts'
+import { makeAgeIdentity, makeS3Keys, startS3 } from './s3.ts'
 import {
   claimNames,
   connectAs,
@@ -50,10 +52,13 @@ export async function raiseBlank(log: Log): Promise<boolean> {
   await buildImages(log)
   await log.step('Certificates', makeCertificates)
   makeRegistryPassword()
+  makeS3Keys()
+  await makeAgeIdentity()
   await log.step('Networks', makeNetworks)
   await log.step('Registry', startRegistry)
   await log.step('Images into the registry', pushImages)
   await log.step('Message sink and package mirror', startHelpers)
+  await log.step('S3 server', startS3)
   const booted = await log.step('Server', startServer)
   await writeOperatorEnv()
   return booted
@@ -73,6 +78,7 @@ The rehearsal server runs and serves ${active?.version}.
   site      https://${DOMAIN} at ${SERVER.address}, certificates by .rehearsal/ca.pem
   ssh       ssh -i .rehearsal/id_ed25519 deploy@${SERVER.address}
   messages  ${SINK.url}/messages
+  s3        ${S3.endpoint}, bucket ${S3.bucket}, keys in .rehearsal/.env
   drive it  npx tsx scripts/<any>.ts --env .rehearsal/.env
   remove    npm run rehearse -- down`)
 }
@@ -94,9 +100,9 @@ async function deploy(version: string): Promise<void> {
 async function down(log: Log): Promise<void> {
   if ((await local.probe(sh`docker info`)).code === 0) {
     await log.step('Remove the server and its disk', removeServer)
-    await log.step('Remove registry, sink, mirror and networks', async () => {
-      await local.probe(sh`docker rm -f -v ${[REGISTRY, SINK, PACKAGES, ACME].map(({ container }) => container)}`)
-      await local.probe(sh`docker volume rm ${`${PREFIX}-registry`}`)
+    await log.step('Remove registry, sink, mirror, S3 server and networks', async () => {
+      await local.probe(sh`docker rm -f -v ${[REGISTRY, SINK, PACKAGES, ACME, S3].map(({ container }) => container)}`)
+      await local.probe(sh`docker volume rm ${[`${PREFIX}-registry`, S3.container]}`)
       for (const { name } of Object.values(NETWORKS)) await local.probe(sh`docker network rm ${name}`)
     })
     await log.step('Remove images', () => local.probe(removeImages, { timeout: 300 }))

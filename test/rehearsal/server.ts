@@ -6,7 +6,7 @@ import { type Command, script, sh } from '../../lib/shell.ts'
 import { connect, fingerprint } from '../../lib/ssh.ts'
 import { docker, local } from './engine.ts'
 import { ipv6 } from './ipv6.ts'
-import { inState, NETWORKS, PACKAGES, PREFIX, PROJECT_DIR, REGISTRY, SERVER, SINK } from './names.ts'
+import { inState, NETWORKS, PACKAGES, PREFIX, PROJECT_DIR, REGISTRY, S3, SERVER, SINK } from './names.ts'
 
 const DISK = inState('disk')
 const DISK_IMAGE = inState('disk.img')
@@ -18,7 +18,7 @@ export const running = async (container: string) =>
   (await local.probe(sh`docker container inspect -f ${'{{.State.Running}}'} ${container}`)).stdout.trim() === 'true'
 
 /** Says whose rehearsal a container belongs to. */
-const OWNER = `--label=kgc.rehearsal.checkout=${PROJECT_DIR}`
+export const OWNER = `--label=kgc.rehearsal.checkout=${PROJECT_DIR}`
 
 /**
  * One machine has one rehearsal at a time, as its addresses are fixed. What another checkout left behind, stopped, is
@@ -27,7 +27,7 @@ const OWNER = `--label=kgc.rehearsal.checkout=${PROJECT_DIR}`
  */
 export async function claimNames(): Promise<void> {
   const format = '{{.State.Running}} {{index .Config.Labels "kgc.rehearsal.checkout"}}'
-  for (const container of [SERVER, REGISTRY, SINK, PACKAGES].map(({ container }) => container)) {
+  for (const container of [SERVER, REGISTRY, SINK, PACKAGES, S3].map(({ container }) => container)) {
     const { code, stdout } = await local.probe(sh`docker container inspect -f ${format} ${container}`)
     const [isRunning = '', owner = ''] = stdout.trim().split(' ')
     if (code !== 0 || owner === PROJECT_DIR) continue

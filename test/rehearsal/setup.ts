@@ -8,7 +8,8 @@ import { localHost } from '../../lib/local.ts'
 import type { Log } from '../../lib/log.ts'
 import { putFile } from '../../lib/put-file.ts'
 import { sh } from '../../lib/shell.ts'
-import { DOMAIN, inState, NETWORKS, PROJECT_DIR, REGISTRY, RUNNER_ADDRESS, SERVER, SINK } from './names.ts'
+import { DOMAIN, inState, NETWORKS, PROJECT_DIR, REGISTRY, RUNNER_ADDRESS, S3, SERVER, SINK } from './names.ts'
+import { ageRecipient, s3Keys } from './s3.ts'
 import { connectAs, hostKey, registryPassword } from './server.ts'
 
 /** Makes the blank server one that deploy.ts can deploy to: as an operator would, then with what only a rehearsal has. */
@@ -43,6 +44,8 @@ export async function playCloudflare(root: Host): Promise<void> {
   await root.probe(sh`docker exec ${PROXY} nginx -q -c ${NGINX_CONF} -s reload`)
 }
 
+const SINK_WEBHOOK = `${SINK.url}/services/T0REHEARSAL/B0REHEARSAL/rehearsalwebhook`
+
 /** The operator's configuration of the rehearsal, as a production .env would be. README.md documents it as an interface. */
 export async function writeOperatorEnv(): Promise<void> {
   const before = existsSync(inState('.env')) ? parse(readFileSync(inState('.env'))) : {}
@@ -75,7 +78,14 @@ export async function writeOperatorEnv(): Promise<void> {
       EXTRA_HTTPS_SOURCES: `${NETWORKS.edge.subnet},${RUNNER_ADDRESS}`,
       HEALTH_TIMEOUT: 5,
       MIN_FREE_DISK_GB: 5,
-      SLACK_WEBHOOK_URL: `${SINK.url}/services/T0REHEARSAL/B0REHEARSAL/rehearsalwebhook`,
+      S3_ENDPOINT: S3.endpoint,
+      S3_CA_FILE: 'ca.pem',
+      S3_REGION: 'us-east-1',
+      S3_BUCKET: S3.bucket,
+      S3_ACCESS_KEY_ID: s3Keys().id,
+      S3_SECRET_ACCESS_KEY: s3Keys().secret,
+      SLACK_WEBHOOK_URL: SINK_WEBHOOK,
+      BACKUP_RECIPIENTS: ageRecipient(),
     }),
     { mode: 0o600 },
   )

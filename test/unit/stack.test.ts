@@ -58,7 +58,7 @@ test('the inventory has every secret that Compose asks for', () => {
       ].map(([, variable]) => variable ?? ''),
     ),
   )
-  const known = [...SECRETS.map(({ name }) => name), 'SMTP_PASSWORD']
+  const known = [...SECRETS.map(({ name }) => name), 'SMTP_PASSWORD', 'S3_ACCESS_KEY_ID']
   assert.equal(
     [...asked].filter((name) => !known.includes(name)),
     [],

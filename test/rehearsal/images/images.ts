@@ -4,9 +4,9 @@
  * Compose knows the images by the names of production: the server pulls the customer's own from the rehearsal's
  * registry, and Docker Hub's from its mirror.
  *
- * Real programs, from Debian's packages: systemd and sshd of the server, what it installs from the mirror, the registry, pebble, PostgreSQL 15 with
+ * Real programs, from Debian's packages: systemd and sshd of the server, what it installs from the mirror, the registry, pebble, the S3 server (Ceph), PostgreSQL 15 with
  * pgvector, Redis (7.0, not 7.4), nginx (1.30), Prometheus, Alertmanager and the exporters (each a little older than
- * the pinned upstream version), cron and the PostgreSQL client of the backup image.
+ * the pinned upstream version), and all of the backup image, which is built from production's own Dockerfile.
  * Stood in for, by the programs in ../stand-in: the KGC backend and frontend, Twenty, Chatwoot, Horilla, Grafana,
  * and the services outside that are sent messages (sink).
  */
@@ -20,6 +20,8 @@ export interface Image {
   suites: readonly ('bookworm' | 'trixie' | 'forky')[]
   /** Program in ../stand-in, bundled as app.cjs into the build context. */
   standIn?: string
+  /** Its program is scripts/backup.ts, bundled as production's is. */
+  bundles?: true
   buildArgs?: Readonly<Record<string, string>>
 }
 
@@ -39,6 +41,7 @@ export const images: readonly Image[] = [
   { folder: 'packages', where: 'here', name: 'kgc-rehearsal/packages', suites: ['trixie', 'bookworm'] },
   { folder: 'audit', where: 'here', name: 'kgc-rehearsal/audit', suites: ['trixie'] },
   { folder: 'registry', where: 'here', name: 'kgc-rehearsal/registry', suites: ['bookworm'] },
+  { folder: 's3', where: 'here', name: 'kgc-rehearsal/s3', suites: ['bookworm'] },
   { folder: 'sink', where: 'here', name: 'kgc-rehearsal/sink', suites: ['forky'], standIn: 'sink.ts' },
   { folder: 'acme', where: 'here', name: 'kgc-rehearsal/acme', suites: ['forky'], standIn: 'acme.ts' },
 
@@ -84,5 +87,16 @@ export const images: readonly Image[] = [
   { folder: 'twenty', where: 'registry', name: 'twenty:v2.45.0', suites: ['forky'], standIn: 'twenty.ts' },
   { folder: 'chatwoot', where: 'registry', name: 'chatwoot:v4.18.0-ce', suites: ['forky'], standIn: 'chatwoot.ts' },
   { folder: 'horilla', where: 'registry', name: 'horilla:1.5.0-kgc1', suites: ['forky'], standIn: 'horilla.ts' },
-  { folder: 'backup', where: 'registry', name: 'backup:1', suites: ['bookworm', 'forky'] },
+  { folder: 'backup-base', where: 'here', name: 'kgc-rehearsal/backup-base', suites: ['bookworm', 'forky'] },
+  {
+    folder: '../../../compose/backup-service',
+    where: 'registry',
+    name: 'backup:2',
+    suites: ['bookworm', 'forky'],
+    bundles: true,
+    buildArgs: {
+      DATABASE: 'kgc-rehearsal/backup-base',
+      NODE: 'kgc-rehearsal/backup-base',
+    },
+  },
 ]

@@ -1,0 +1,67 @@
+import type { KnownRun } from './backup-retention.ts'
+import {
+  MANIFEST,
+  type Manifest,
+  type Proof,
+  parseManifest,
+  proofSchema,
+  runKey,
+  runsPrefix,
+  VERIFIED,
+} from './manifest.ts'
+import type { ObjectStore } from './object-store.ts'
+
+export type CatalogRun = KnownRun & { manifest: Manifest; proof?: Proof; bytes: number }
+/** What a run left that never wrote its manifest. */
+export type Leftover = { run: string; newest: Date }
+export type Catalog = { runs: CatalogRun[]; leftovers: Leftover[] }
+
+const AT_ONCE = 8
+
+/** All backups in the bucket, newest first, known from the bucket alone. */
+export async function readCatalog(store: ObjectStore): Promise<Catalog> {
+  const prefix = runsPrefix(store.settings.S3_PREFIX)
+  const byRun = new Map<string, { bytes: number; newest: Date; names: Map<string, Date> }>()
+  for (const { key, size, modified } of await store.list(prefix)) {
+    const [run = '', name = ''] = key.slice(prefix.length).split('/')
+    const known = byRun.get(run) ?? { bytes: 0, newest: new Date(0), names: new Map() }
+    known.bytes += size
+    known.names.set(name, modified)
+    if (modified > known.newest) known.newest = modified
+    byRun.set(run, known)
+  }
+  const runs: CatalogRun[] = []
+  const leftovers: Leftover[] = []
+  const entries = [...byRun]
+  for (let from = 0; from < entries.length; from += AT_ONCE) {
+    await Promise.all(
+      entries.slice(from, from + AT_ONCE).map(async ([run, { bytes, newest, names }]) => {
+        const stored = names.get(MANIFEST)
+        const json = stored && (await store.getText(runKey(store.settings.S3_PREFIX, run, MANIFEST)))
+        if (!stored || !json) return leftovers.push({ run, newest })
+        const proven = names.has(VERIFIED) && (await store.getText(runKey(store.settings.S3_PREFIX, run, VERIFIED)))
+        const proof = proven ? { proof: proofSchema.parse(JSON.parse(proven)) } : {}
+        return runs.push({ manifest: parseManifest(json), stored, bytes, ...proof })
+      }),
+    )
+  }
+  return { runs: runs.sort((a, b) => b.manifest.started.localeCompare(a.manifest.started)), leftovers }
+}
+
+export const gigabytes = (bytes: number) =>
+  bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${(bytes / 1e6).toFixed(1)} MB`
+
+/** Rows for a person: the header first. */
+export function catalogTable({ runs }: Catalog): string[][] {
+  return [
+    ['run', 'started (UTC)', 'state', 'stored', 'read back', 'restored'],
+    ...runs.map(({ manifest, bytes, proof }) => [
+      manifest.run,
+      manifest.started.slice(0, 16).replace('T', ' '),
+      manifest.complete ? 'complete' : `without ${manifest.failed.map(({ part }) => part).join(', ')}`,
+      gigabytes(bytes),
+      manifest.verified.read ? 'yes' : 'no',
+      proof ? proof.at.slice(0, 10) : '',
+    ]),
+  ]
+}

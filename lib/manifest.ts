@@ -1,0 +1,115 @@
+import { randomBytes } from 'node:crypto'
+import { z } from 'zod'
+
+/**
+ * A backup is what its manifest says. The manifest is written last, so a run without one never happened; it is the only
+ * thing that a restore believes. All sizes are bytes, all times ISO 8601 in UTC, all hashes SHA-256 in hex.
+ */
+export const MANIFEST = 'manifest.json'
+/** Written beside the manifest when the run was restored into a throwaway server. */
+export const VERIFIED = 'verified.json'
+
+const when = z.iso.datetime()
+const hash = z.string().regex(/^[0-9a-f]{64}$/)
+const count = z.number().int().min(0)
+
+/** One object in the bucket: something (raw) that was compressed with zstd, then encrypted with age (stored). */
+const stored = z.object({
+  key: z.string(),
+  rawBytes: count,
+  rawSha256: hash,
+  storedBytes: count,
+  storedSha256: hash,
+  parts: count,
+  partSize: count,
+  /** Of that version of the object, where the bucket keeps versions. */
+  versionId: z.string().optional(),
+  /** From the first byte read to the last one stored. */
+  seconds: z.number(),
+})
+
+const database = stored.extend({
+  name: z.string(),
+  snapshot: z.string(),
+  /** Where the write-ahead log was when the snapshot was taken, and when that was. */
+  lsn: z.string(),
+  at: when,
+  /** pg_database_size: what a restore needs on disk, about. */
+  size: count,
+  /** Exact, counted in the snapshot that was dumped. Names are quoted as SQL wants them: "Schema"."Table". */
+  rows: z.record(z.string(), count),
+  owner: z.string(),
+  /** What pg_dump without --create leaves out: GRANTs on the database, and ALTER DATABASE / ROLE IN DATABASE … SET. */
+  acl: z.array(z.string()).nullable(),
+  settings: z.array(z.object({ role: z.string().nullable(), setting: z.string() })),
+  extensions: z.record(z.string(), z.string()),
+  encoding: z.string(),
+  collate: z.string(),
+  ctype: z.string(),
+  localeProvider: z.enum(['icu', 'libc']),
+  icuLocale: z.string().nullable(),
+  collationVersion: z.string().nullable(),
+  connectionLimit: z.number().int(),
+})
+
+export const manifestSchema = z.object({
+  schema: z.literal(1),
+  run: z.string(),
+  host: z.string(),
+  started: when,
+  ended: when,
+  /** False when a part failed; then it is never counted as the last good backup. */
+  complete: z.boolean(),
+  failed: z.array(z.object({ part: z.string(), error: z.string() })),
+  /** Of this repository, when the image was built. */
+  commit: z.string(),
+  tools: z.record(z.string(), z.string()),
+  server: z.object({ versionNum: count, systemIdentifier: z.string() }),
+  /** The object store's clock minus this host's. */
+  clockOffsetSeconds: z.number(),
+  /** The public keys whose owners can read this. */
+  recipients: z.array(z.string()),
+  databases: z.array(database),
+  /** Roles, their passwords' hashes and memberships: SQL by pg_dumpall --globals-only. */
+  globals: stored.optional(),
+  /** The job queue: an RDB file. */
+  redis: stored.optional(),
+  /** Grafana's SQLite database. */
+  grafana: stored.optional(),
+  /** A tar of .env, secrets/ and certs/ of the server, without which the rest cannot be read. */
+  secrets: stored.optional(),
+  /** The volumes, in a restic repository below the same prefix. */
+  files: z
+    .object({ repository: z.string(), snapshot: z.string(), paths: z.array(z.string()), files: count, bytes: count })
+    .optional(),
+  /** Whether every object was fetched again, decrypted and read to its end before this was written. */
+  verified: z.object({ read: z.boolean(), at: when, seconds: z.number() }),
+})
+
+/** `restored` has the databases that came up with every row that the manifest counts. */
+export const proofSchema = z.object({
+  schema: z.literal(1),
+  run: z.string(),
+  at: when,
+  by: z.string(),
+  restored: z.array(z.string()),
+  seconds: z.number(),
+})
+
+export type Stored = z.infer<typeof stored>
+export type DatabaseBackup = z.infer<typeof database>
+export type Manifest = z.infer<typeof manifestSchema>
+export type Proof = z.infer<typeof proofSchema>
+
+/** Sorts by time; says which host; and no two are the same, so that no run can overwrite another's objects. */
+export function newRunId(started: Date, host: string): string {
+  return `${started.toISOString().replace(/[-:]|\.\d+/g, '')}-${host}-${randomBytes(3).toString('hex')}`
+}
+
+/** `prefix` is S3_PREFIX. */
+export const runsPrefix = (prefix: string) => `${prefix}/runs/`
+export const runKey = (prefix: string, run: string, name: string) => `${runsPrefix(prefix)}${run}/${name}`
+export const resticPrefix = (prefix: string) => `${prefix}/restic`
+
+/** @throws when it is not a manifest of a kind that this version knows */
+export const parseManifest = (json: string): Manifest => manifestSchema.parse(JSON.parse(json))
