@@ -1,4 +1,5 @@
 import type { KnownRun } from './backup-retention.ts'
+import { messageOf } from './errors.ts'
 import {
   MANIFEST,
   type Manifest,
@@ -14,7 +15,12 @@ import type { ObjectStore } from './object-store.ts'
 export type CatalogRun = KnownRun & { manifest: Manifest; proof?: Proof; bytes: number }
 /** What a run left that never wrote its manifest. */
 export type Leftover = { run: string; newest: Date }
-export type Catalog = { runs: CatalogRun[]; leftovers: Leftover[] }
+export type Catalog = {
+  runs: CatalogRun[]
+  leftovers: Leftover[]
+  /** Manifests that this version cannot read, and why: one of them must not hide the others. */
+  unreadable: string[]
+}
 
 const AT_ONCE = 8
 
@@ -32,6 +38,7 @@ export async function readCatalog(store: ObjectStore): Promise<Catalog> {
   }
   const runs: CatalogRun[] = []
   const leftovers: Leftover[] = []
+  const unreadable: string[] = []
   const entries = [...byRun]
   for (let from = 0; from < entries.length; from += AT_ONCE) {
     await Promise.all(
@@ -41,11 +48,15 @@ export async function readCatalog(store: ObjectStore): Promise<Catalog> {
         if (!stored || !json) return leftovers.push({ run, newest })
         const proven = names.has(VERIFIED) && (await store.getText(runKey(store.settings.S3_PREFIX, run, VERIFIED)))
         const proof = proven ? { proof: proofSchema.parse(JSON.parse(proven)) } : {}
-        return runs.push({ manifest: parseManifest(json), stored, bytes, ...proof })
+        try {
+          return runs.push({ manifest: parseManifest(json), stored, bytes, ...proof })
+        } catch (error) {
+          return unreadable.push(`${run}: ${messageOf(error).replace(/\s+/g, ' ').slice(0, 200)}`)
+        }
       }),
     )
   }
-  return { runs: runs.sort((a, b) => b.manifest.started.localeCompare(a.manifest.started)), leftovers }
+  return { runs: runs.sort((a, b) => b.manifest.started.localeCompare(a.manifest.started)), leftovers, unreadable }
 }
 
 export const gigabytes = (bytes: number) =>

@@ -40,7 +40,7 @@ export async function backUpFiles(on: Restic, run: string, host: string): Promis
   const printed = await restic(
     on,
     'Backing up the files',
-    sh`backup --json --host ${host} --tag ${`run=${run}`} ${FILE_PATHS}`,
+    sh`backup --json --exclude ${'.files_*'} --host ${host} --tag ${`run=${run}`} ${FILE_PATHS}`,
   )
   const summary = JSON.parse(printed.split('\n').pop() ?? '{}') as Record<string, number | string>
   return {

@@ -165,7 +165,15 @@ const backup = z.object({
   BACKUP_VERIFY_DAYS: variable(wholeNumber(1, 365).default(7), '7 (days until the next full restore test)'),
 })
 
-const GROUPS = { blank, front, server, registry, release, notify, access, certificate, objectStore, backup }
+/** What opens backups. Never on the server: who takes the server must not be able to read what it was. */
+const opener = z.object({
+  BACKUP_IDENTITY_FILE: variable(path, '~/.config/kgc/backup-identity.txt'),
+})
+
+const GROUPS = {
+  ...{ blank, front, server, registry, release, notify, access, certificate },
+  ...{ objectStore, backup, opener },
+}
 type Groups = typeof GROUPS
 export type Config<G extends keyof Groups = keyof Groups> = { [K in G]: z.infer<Groups[K]> } & { secrets: string[] }
 

@@ -11,6 +11,7 @@ const SMALLEST_PART = 16 * 1024 ** 2
 
 export type StoredObject = { key: string; size: number; modified: Date; versionId?: string }
 export type Put = { bytes: number; sha256: string; parts: number; partSize: number; versionId?: string }
+type Range = { from?: number; versionId?: string | undefined }
 export type ObjectStore = Awaited<ReturnType<typeof openStore>>
 
 /**
@@ -115,9 +116,20 @@ export async function openStore(settings: ObjectStoreSettings, lockDays = 0) {
     await send(new s3.PutObjectCommand({ Bucket, Key: key, Body: body, ContentType: 'application/json', ...locked() }))
   }
 
-  /** The object as a stream; it fails when nothing came for the time limit. Whether it is whole is for its hash to say. */
-  async function* get(key: string): AsyncGenerator<Buffer> {
-    const { Body } = await send(new s3.GetObjectCommand({ Bucket, Key: key }))
+  /**
+   * The object as a stream; it fails when nothing came for the time limit. Whether it is whole is for its hash to say.
+   * @param from the byte to begin with
+   * @param versionId the version that was stored, also when another one hides it
+   */
+  async function* get(key: string, { from = 0, versionId }: Range = {}): AsyncGenerator<Buffer> {
+    const { Body } = await send(
+      new s3.GetObjectCommand({
+        Bucket,
+        Key: key,
+        VersionId: versionId,
+        ...(from > 0 ? { Range: `bytes=${from}-` } : {}),
+      }),
+    )
     const stream = Body as Readable
     const silence = () =>
       stream.destroy(

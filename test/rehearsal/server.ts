@@ -81,7 +81,9 @@ export async function startHelpers(): Promise<void> {
     [SINK, 'sink'],
     [PACKAGES, 'packages'],
   ] as const) {
-    if (await running(container)) continue
+    const built = await docker(sh`image inspect -f ${'{{.Id}}'} ${`${PREFIX}/${image}`}`)
+    const runs = await local.probe(sh`docker container inspect -f ${'{{.State.Running}} {{.Image}}'} ${container}`)
+    if (runs.stdout.trim() === `true ${built}`) continue
     await local.probe(sh`docker rm -f ${container}`)
     await docker(
       sh`run -d --name ${container} ${OWNER} --network ${NETWORKS.main.name} --ip ${address} ${`${PREFIX}/${image}`}`,

@@ -86,6 +86,7 @@ export async function writeOperatorEnv(): Promise<void> {
       S3_SECRET_ACCESS_KEY: s3Keys().secret,
       SLACK_WEBHOOK_URL: SINK_WEBHOOK,
       BACKUP_RECIPIENTS: ageRecipient(),
+      BACKUP_IDENTITY_FILE: 'age-identity.txt',
     }),
     { mode: 0o600 },
   )

@@ -5,7 +5,7 @@ import * as assert from 'uvu/assert'
 import { localHost } from '../../../lib/local.ts'
 import { script, sh } from '../../../lib/shell.ts'
 import { docker } from '../engine.ts'
-import { ENV_FILE, onServer, rehearsal, runScript, said, serverSurvey } from '../harness.ts'
+import { ENV_FILE, onServer, rehearsal, runScript, said, serverRead, serverSurvey } from '../harness.ts'
 import { PROJECT_DIR } from '../names.ts'
 
 const test = suite('every command that the documents print')
@@ -42,6 +42,7 @@ test.before(async () => {
   await rehearsal()
   await runScript('deploy', ['v1'])
   await v2ServesAfterV1()
+  await serverRead(sh`docker exec kgc-backup-service-1 backup`)
 })
 
 for (const { where, heading, lines } of [...blocksOf('README.md'), ...blocksOf('RUNBOOK.md')]) {

@@ -1,0 +1,51 @@
+/** What real databases have and simple ones lack, so that a restore that loses any of it is seen. */
+export const DATA = `
+SET ROLE kgc;
+CREATE SCHEMA "Számlák 2026";
+CREATE TABLE "Számlák 2026"."Tétel; drop" (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, "név" text NOT NULL, ár numeric NOT NULL,
+  bruttó numeric GENERATED ALWAYS AS (ár * 1.27) STORED, adat jsonb, kép bytea);
+INSERT INTO "Számlák 2026"."Tétel; drop" ("név", ár, adat, kép)
+  SELECT 'Őrségi dió ' || i, i, jsonb_build_object('i', i, 'x', repeat('y', i % 50)), decode(md5(i::text), 'hex')
+    FROM generate_series(1, 20000) AS i;
+CREATE INDEX ON "Számlák 2026"."Tétel; drop" USING gin (adat);
+CREATE UNLOGGED TABLE gyors (n int);
+INSERT INTO gyors SELECT generate_series(1, 500);
+CREATE TABLE parts (at date, n int) PARTITION BY RANGE (at);
+CREATE TABLE parts_2026 PARTITION OF parts FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
+INSERT INTO parts SELECT '2026-01-01'::date + n % 365, n FROM generate_series(1, 1000) AS n;
+CREATE SEQUENCE receipt START 4711;
+SELECT nextval('receipt');
+CREATE MATERIALIZED VIEW sums AS SELECT count(*) AS n FROM "Számlák 2026"."Tétel; drop";
+CREATE EXTENSION pg_trgm;
+SELECT lo_from_bytea(4242, decode(repeat('c0ffee', 20000), 'hex'));
+ALTER TABLE gyors ENABLE ROW LEVEL SECURITY;
+RESET ROLE;
+ALTER DATABASE kgc SET work_mem = '7MB';
+ALTER DATABASE kgc SET search_path = "$user", public;
+ALTER ROLE kgc_a IN DATABASE kgc SET statement_timeout = '77s';
+ALTER DATABASE kgc CONNECTION LIMIT 150;
+CREATE ROLE auditor;
+GRANT TEMPORARY ON DATABASE kgc TO auditor WITH GRANT OPTION;
+GRANT SELECT ON ALL TABLES IN SCHEMA "Számlák 2026" TO auditor;`
+
+/** One line per table, sequence and large object of a database, with a hash of all that is in it. */
+export const CONTENT = `
+SELECT format('%I.%I', nspname, relname) || ' ' || (xpath('//h/text()', query_to_xml(format(
+    'SELECT md5(coalesce(string_agg(x::text, chr(10) ORDER BY x::text), '''')) AS h FROM ONLY %I.%I AS x', nspname, relname), false, true, '')))[1]
+  FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+ WHERE relkind IN ('r', 'm') AND nspname !~ '^(pg_|information_schema)' AND relname <> 'work' ORDER BY 1;
+SELECT sequencename, last_value FROM pg_sequences ORDER BY 1;
+SELECT loid, md5(string_agg(data, '' ORDER BY pageno)) FROM pg_largeobject GROUP BY 1;
+SELECT conname, convalidated FROM pg_constraint WHERE conrelid > 16384 ORDER BY 1;
+SELECT indexrelid::regclass::text, indisvalid FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+ WHERE indexrelid > 16384 AND relnamespace <> 'pg_toast'::regnamespace ORDER BY 1;
+SELECT relname, relacl, relrowsecurity, relpersistence FROM pg_class WHERE oid > 16384 AND relkind IN ('r', 'S', 'v', 'm') ORDER BY 1;
+SELECT extname, extversion FROM pg_extension ORDER BY 1;`
+
+/** What belongs to a database and is not in a dump of it. */
+export const properties = (database: string) => `
+SELECT pg_get_userbyid(datdba), (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(datacl) AS a), datconnlimit, datallowconn,
+       pg_encoding_to_char(encoding), datcollate, datctype, datlocprovider, daticulocale,
+       (SELECT json_agg(json_build_array(setrole::regrole::text, setconfig) ORDER BY setrole) FROM pg_db_role_setting WHERE setdatabase = pg_database.oid)
+  FROM pg_database WHERE datname = '${database}'`

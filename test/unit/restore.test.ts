@@ -1,0 +1,288 @@
+import { createHash } from 'node:crypto'
+import { chmodSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { EXIT, Stop } from '../../lib/errors.ts'
+import { readIdentities, recipientsOf } from '../../lib/identity.ts'
+import type { DatabaseBackup, Manifest } from '../../lib/manifest.ts'
+import { undoSwaps } from '../../lib/restore-aside.ts'
+import { download } from '../../lib/restore-fetch.ts'
+import { besideName, findBeside, readStamp, stampOf } from '../../lib/restore-names.ts'
+import {
+  ago,
+  describeLoss,
+  differingCounts,
+  diskNeed,
+  obstacles,
+  pickDatabases,
+  pickRun,
+} from '../../lib/restore-plan.ts'
+import type { DatabaseServer } from '../../lib/restore-server.ts'
+import { createBeside, giveProperties, identifier, literal, reverse, swapSql } from '../../lib/restore-sql.ts'
+import { exchangeDatabases, swapScript, writersOf } from '../../lib/restore-swap.ts'
+
+const test = suite('restore: what is decided before anything is touched')
+
+const GIB = 1024 ** 3
+const folder = mkdtempSync(join(tmpdir(), 'kgc-restore-test-'))
+const hashOf = (text: string) => createHash('sha256').update(text).digest('hex')
+
+const database = (name: string, changes: Partial<DatabaseBackup> = {}): DatabaseBackup => ({
+  ...{ name, key: `kgc/runs/r/${name}`, rawBytes: GIB, rawSha256: hashOf(''), storedBytes: GIB / 4 },
+  ...{ storedSha256: hashOf(''), parts: 1, partSize: 1, seconds: 1, snapshot: '', lsn: '0/0', size: 2 * GIB },
+  ...{ at: '2026-11-23T01:00:00.000Z', rows: { 'public.work': 5 }, owner: name, acl: null, settings: [] },
+  ...{ extensions: { plpgsql: '1.0' }, encoding: 'UTF8', collate: 'C.UTF-8', ctype: 'C.UTF-8', localeProvider: 'icu' },
+  ...{ icuLocale: 'hu-HU', collationVersion: null, connectionLimit: -1 },
+  ...changes,
+})
+const manifest = (run: string, started: string, changes: Partial<Manifest> = {}): Manifest => ({
+  ...{ schema: 1, run, host: 'kgc-erp', started, ended: started, complete: true, failed: [], commit: 'c', tools: {} },
+  ...{ server: { versionNum: 150018, systemIdentifier: '77' }, clockOffsetSeconds: 0, recipients: ['age1ours'] },
+  ...{ databases: [database('kgc'), database('twenty')] },
+  ...{ verified: { read: true, at: started, seconds: 1 } },
+  ...changes,
+})
+const server = (changes: Partial<DatabaseServer> = {}): DatabaseServer => ({
+  ...{
+    version: 150018,
+    system: '77',
+    roles: ['kgc', 'twenty'],
+    extensions: ['plpgsql'],
+    databases: [],
+    free: 100 * GIB,
+  },
+  ...{ cores: 2, files: {}, ...changes },
+})
+const AT_HAND = { recipients: ['age1ours'], localFree: 10 * GIB, otherServer: false, files: undefined }
+const RUNS = [
+  manifest('c', '2026-11-23T01:00:00.000Z', { complete: false }),
+  manifest('b', '2026-11-22T01:00:00.000Z'),
+  manifest('a', '2026-11-21T01:00:00.000Z'),
+]
+const CATALOG = { runs: RUNS.map((one) => ({ manifest: one, stored: new Date(0), bytes: 1 })) }
+const stopsWith = (work: () => unknown, message: RegExp, code: number = EXIT.usage) => {
+  try {
+    work()
+  } catch (error) {
+    assert.instance(error, Stop)
+    assert.match((error as Stop).message, message)
+    assert.is((error as Stop).code, code)
+    return
+  }
+  assert.unreachable('nothing was refused')
+}
+
+test('takes the newest complete run, never one of which a part failed', () => {
+  assert.is(pickRun(CATALOG, { run: undefined, time: undefined }).run, 'b')
+  assert.is(pickRun(CATALOG, { run: 'c', time: undefined }).run, 'c')
+})
+
+test('takes the newest run from before a time, and wants the zone of that time', () => {
+  assert.is(pickRun(CATALOG, { run: undefined, time: '2026-11-21T03:00:00+01:00' }).run, 'a')
+  for (const time of ['2026-11-21T03:00:00', 'yesterday', '02:00'])
+    stopsWith(() => pickRun(CATALOG, { run: undefined, time }), /not a time with its zone/)
+  stopsWith(() => pickRun(CATALOG, { run: undefined, time: '2020-01-01T00:00:00Z' }), /no complete backup from before/)
+})
+
+test('refuses a run and a database that are not there, and names those that are', () => {
+  stopsWith(() => pickRun(CATALOG, { run: 'x', time: undefined }), /There is no backup x/)
+  stopsWith(() => pickDatabases(RUNS[0] as Manifest, ['kgc', 'nope']), /no database nope\. It has kgc, twenty/)
+  assert.equal(
+    pickDatabases(RUNS[0] as Manifest, undefined).map(({ name }) => name),
+    ['kgc', 'twenty'],
+  )
+})
+
+test('finds nothing in the way of a restore that can work', () => {
+  assert.equal(obstacles(RUNS[1] as Manifest, [database('kgc')], server(), AT_HAND), [])
+})
+
+for (const [what, found, hand, message] of [
+  ['a newer major version', server({ version: 140012 }), AT_HAND, /of PostgreSQL 15, and the server has 14/],
+  ['a backup of another server', server({ system: '78' }), AT_HAND, /of another server: kgc-erp.*--other-server/],
+  ['a role that is missing', server({ roles: [] }), AT_HAND, /roles: kgc/],
+  ['an extension that is missing', server({ extensions: [] }), AT_HAND, /extensions: plpgsql/],
+  ['too little disk on the server', server({ free: 4 * GIB }), AT_HAND, /has 4\.3 GB free, and this needs 5\.6 GB/],
+  ['too little disk here', server(), { ...AT_HAND, localFree: 0 }, /This machine has 0\.0 MB free/],
+  [
+    'the wrong identity',
+    server(),
+    { ...AT_HAND, recipients: ['age1other'] },
+    /is age1other, and the backup is for age1ours/,
+  ],
+] as const) {
+  test(`refuses ${what}`, () => {
+    const problems = obstacles(RUNS[1] as Manifest, [database('kgc')], found, {
+      ...hand,
+      recipients: [...hand.recipients],
+    })
+    assert.is(problems.length, 1)
+    assert.match(problems[0] ?? '', message)
+  })
+}
+
+test('an older minor version and, when it is said, another server are no obstacle', () => {
+  assert.equal(obstacles(RUNS[1] as Manifest, [database('kgc')], server({ version: 150001 }), AT_HAND), [])
+  const other = { ...AT_HAND, otherServer: true }
+  assert.equal(obstacles(RUNS[1] as Manifest, [database('kgc')], server({ system: '78' }), other), [])
+})
+
+test('names every obstacle at once', () => {
+  const found = server({ version: 140000, system: '78', free: 0 })
+  assert.is(obstacles(RUNS[1] as Manifest, [database('kgc')], found, AT_HAND).length, 3)
+})
+
+test('needs room for all databases beside those that serve, and for one unpacked dump at a time', () => {
+  assert.is(Math.round(diskNeed([database('kgc'), database('twenty')]) / GIB), Math.round(2 * 2.2 + 1 + 2))
+})
+
+test('says what would be lost, in rows by table and in time', () => {
+  assert.match(describeLoss({ a: 7, b: 1, c: 100 }, { a: 5, b: 1, c: 50 }), /^52 rows that were added \(c 50, a 2\)/)
+  assert.match(describeLoss({ a: 1 }, { a: 5 }), /no table has more rows now/)
+  assert.match(describeLoss(undefined, { a: 5 }), /no such database now/)
+  assert.is(ago((26 * 60 + 3) * 60_000), '1 d 2 h 3 min')
+  assert.is(ago(0), '0 min')
+})
+
+test('sees a table that is missing, one too many, and one row less', () => {
+  assert.equal(differingCounts({ a: 1, b: 2 }, { a: 1, b: 2 }), [])
+  assert.equal(differingCounts({ a: 1, c: 2 }, { a: 2, b: 2 }), [
+    'a: 1 rows instead of 2',
+    'c: 2 rows instead of none',
+    'b: missing rows instead of 2',
+  ])
+})
+
+test('names databases so that they need no quotes, and finds its own among others, newest first', () => {
+  const stamp = stampOf(new Date('2026-11-23T02:03:04.567Z'))
+  assert.is(besideName('kgc', 'old', stamp), 'kgc_old_20261123t020304')
+  assert.is(readStamp(stamp), '2026-11-23 02:03:04')
+  const names = ['kgc', 'kgc_old_20261122t000000', 'old_invoices', 'kgc_old_mine', 'twenty_restore_20261123t000000']
+  assert.equal(
+    findBeside(names).map(({ name }) => name),
+    ['twenty_restore_20261123t000000', 'kgc_old_20261122t000000'],
+  )
+})
+
+const SWAP = { database: 'kgc', next: 'kgc_restore_1', aside: 'kgc_old_1', why: "it's old" }
+
+test('exchanges all databases in one transaction, and commits nothing before it', () => {
+  const sql = swapSql([SWAP, { ...SWAP, database: 'twenty', next: 'twenty_restore_1', aside: 'twenty_old_1' }])
+  const lines = sql.split('\n')
+  assert.equal(
+    lines.filter((line) => /^(BEGIN|COMMIT);$/.test(line)),
+    ['BEGIN;', 'COMMIT;'],
+  )
+  assert.is(lines.filter((line) => line.includes('RENAME TO')).length, 4)
+  assert.not.match(sql.slice(0, sql.indexOf('BEGIN;')), /ALTER/)
+  assert.match(sql, /COMMENT ON DATABASE "kgc_old_1" IS 'it''s old'/)
+})
+
+test('taking a swap back puts the old database in its place; one that had no predecessor only goes', () => {
+  assert.match(swapSql([reverse(SWAP)]), /"kgc" RENAME TO "kgc_restore_1"[\s\S]*"kgc_old_1" RENAME TO "kgc"/)
+  const alone = swapSql([reverse({ ...SWAP, aside: undefined })])
+  assert.is(alone.match(/RENAME/g)?.length, 1)
+})
+
+test('undoes the last swap as a whole, or the named part of it', () => {
+  const names = ['kgc', 'twenty', 'kgc_old_20261123t000000', 'twenty_old_20261123t000000', 'kgc_old_20261101t000000']
+  assert.equal(
+    undoSwaps(names, 's', undefined).map(({ next }) => next),
+    names.slice(2, 4),
+  )
+  assert.equal(
+    undoSwaps(names, 's', ['kgc']).map(({ next, aside }) => [next, aside]),
+    [['kgc_old_20261123t000000', 'kgc_old_s']],
+  )
+  stopsWith(() => undoSwaps(['kgc'], 's', undefined), /nothing to undo/)
+})
+
+test('stops the services that have the password of the database, and no others', () => {
+  assert.equal(writersOf('twenty'), ['twenty', 'twenty-worker'])
+  assert.ok(writersOf('kgc').includes('kgc-backend-blue'))
+  assert.equal(writersOf('nope'), [])
+  assert.match(
+    swapScript(exchangeDatabases([SWAP])).shell,
+    /for service in kgc-backend-blue kgc-backend-green kgc-migrate; do/,
+  )
+})
+
+test('quotes names and texts for SQL', () => {
+  assert.is(identifier('a"b'), '"a""b"')
+  assert.is(literal("o'clock"), "'o''clock'")
+  assert.match(
+    createBeside('s', database('kgc', { localeProvider: 'libc', icuLocale: null }), 'c'),
+    /libc\n {2}LC_COLLATE/,
+  )
+  assert.match(
+    giveProperties(database('kgc', { acl: ['kgc=CTc/kgc'], settings: [{ role: 'kgc_a', setting: 'a=b' }] }), 's'),
+    /ARRAY\['kgc=CTc\/kgc'\]::aclitem\[\][\s\S]*'"kgc_a"'::regrole::oid AS setrole, 'a=b' AS one/,
+  )
+})
+
+/** A store with one object that is cut off after so many bytes, as often as said. */
+function storeOf(content: Buffer, { cutAt = Number.POSITIVE_INFINITY, cuts = 0 } = {}) {
+  const asked: number[] = []
+  async function* get(_key: string, { from = 0 } = {}) {
+    asked.push(from)
+    const cut = asked.length <= cuts
+    const end = cut ? Math.min(content.length, from + cutAt) : content.length
+    for (let at = from; at < end; at += 100) yield content.subarray(at, Math.min(end, at + 100))
+    if (cut) throw new Error('cut')
+  }
+  return { get, asked }
+}
+const CONTENT = Buffer.from(Array.from({ length: 1000 }, (_, i) => i % 251))
+const STORED = { ...database('kgc'), storedBytes: 1000, storedSha256: hashOf(CONTENT as unknown as string) }
+let files = 0
+const fetched = async (content: Buffer, faults = {}) => {
+  const store = storeOf(content, faults)
+  const file = join(folder, `download-${files++}`)
+  await download(store, STORED, file)
+  return { store, file }
+}
+const rejectsWith = async (work: Promise<unknown>, message: RegExp) =>
+  assert.match(
+    await work.then(
+      () => 'nothing was refused',
+      (error: Error) => error.message,
+    ),
+    message,
+  )
+
+test('downloads what was stored, and goes on where a connection broke', async () => {
+  const { store, file } = await fetched(CONTENT, { cutAt: 300, cuts: 3 })
+  assert.equal(store.asked, [0, 300, 600, 900])
+  assert.is(Buffer.compare(readFileSync(file), CONTENT), 0)
+})
+
+test('gives up when a connection breaks again and again without bringing anything', () =>
+  rejectsWith(fetched(CONTENT, { cutAt: 0, cuts: 99 }), /cut/))
+
+test('refuses an object that is cut short, one that grew, and every single flipped bit of a hundred', async () => {
+  await rejectsWith(fetched(CONTENT.subarray(0, 999)), /it has 999 bytes, and had 1000/)
+  await rejectsWith(fetched(Buffer.concat([CONTENT, CONTENT])), /it has 2000 bytes/)
+  for (let i = 0; i < 100; i++) {
+    const flipped = Buffer.from(CONTENT)
+    const at = i * 10
+    flipped[at] = (flipped[at] ?? 0) ^ (1 << (i % 8))
+    await rejectsWith(fetched(flipped), /its content is not what was stored/)
+  }
+})
+
+test('takes an identity file as age-keygen writes it, and none that others can read', async () => {
+  const { generateX25519Identity } = await import('age-encryption')
+  const identity = await generateX25519Identity()
+  const file = join(folder, 'identity')
+  writeFileSync(file, `# created: today\n# public key: age1…\n${identity}\n`, { mode: 0o600 })
+  assert.equal(readIdentities(file), [identity])
+  assert.match((await recipientsOf([identity]))[0] ?? '', /^age1/)
+  chmodSync(file, 0o644)
+  stopsWith(() => readIdentities(file), /others on this machine can read it/)
+  writeFileSync(join(folder, 'empty'), 'nothing\n', { mode: 0o600 })
+  stopsWith(() => readIdentities(join(folder, 'empty')), /no age identity/)
+})
+
+test.run()
