@@ -73,8 +73,11 @@ ${CERTIFICATE_CHECKS}`,
 })
 
 const S3_AUTHORITY = 'certs/s3-ca.pem'
-/** Where the backup-service finds it: compose/operations.yaml. */
-export const S3_AUTHORITY_INSIDE = `/data/server/${S3_AUTHORITY}`
+/** Where the backup-service finds it, and PostgreSQL's archiving: compose/operations.yaml, compose/pitr-on.yaml. */
+export const S3_AUTHORITY_VALUES = {
+  S3_CA_FILE: `/data/server/${S3_AUTHORITY}`,
+  PITR_CA_FILE: `${ROOT}/${S3_AUTHORITY}`,
+}
 /** @param file the authority of an object store that nobody else knows */
 export const storeAuthority = (file: string): Step =>
   filesStep('Authority of the object store', [

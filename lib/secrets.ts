@@ -53,7 +53,8 @@ export const SECRETS: readonly Secret[] = [
   hex('GRAFANA_ADMIN_PASSWORD', ['grafana']),
   hex('GRAFANA_SECRET_KEY', ['grafana'], 24, "the passwords of Grafana's data sources"),
   hex('RESTIC_PASSWORD', ['backup-service'], 32, 'every backup of the files'),
-  given('S3_SECRET_ACCESS_KEY', ['backup-service']),
+  given('S3_SECRET_ACCESS_KEY', ['backup-service', 'postgres', 'pitr']),
+  hex('PITR_ENCRYPTION_KEY', ['postgres', 'pitr'], 32, 'everything that point in time recovery keeps in S3'),
   hex('SMOKE_PASSWORD', BACKEND, 16),
 ]
 

@@ -172,7 +172,7 @@ function stackValues(
     CHATWOOT_DB_USER: 'chatwoot_a',
     HORILLA_DB_USER: 'horilla_a',
     ...objectStore,
-    ...(ca ? { S3_CA_FILE: stack.S3_AUTHORITY_INSIDE } : {}),
+    ...(ca ? stack.S3_AUTHORITY_VALUES : {}),
     ...backup,
     BACKUP_RECIPIENTS: backup.BACKUP_RECIPIENTS.join(','),
     ...(notify.SLACK_WEBHOOK_URL ? { SLACK_WEBHOOK_URL: notify.SLACK_WEBHOOK_URL } : {}),

@@ -29,7 +29,9 @@ async function sign(name: string, hosts: string[]): Promise<void> {
     string,
   ]
   if (existsSync(certificate)) return
-  const names = `subjectAltName=${hosts.map((host) => `${isIP(host) ? 'IP' : 'DNS'}:${host}`).join(',')}`
+  // An address as a name, too: pgBackRest looks at names only.
+  const kinds = (host: string) => (isIP(host) ? ['IP', 'DNS'] : ['DNS'])
+  const names = `subjectAltName=${hosts.flatMap((host) => kinds(host).map((kind) => `${kind}:${host}`)).join(',')}`
   await local.read(
     chain(
       sh`umask 077`,

@@ -50,7 +50,7 @@ test('no address is given twice', () => {
 
 test('the inventory has every secret that Compose asks for', () => {
   const asked = new Set(
-    ['base', 'common', 'data', 'kgc', 'vendors', 'operations'].flatMap((name) =>
+    ['base', 'common', 'data', 'kgc', 'vendors', 'operations', 'pitr-on'].flatMap((name) =>
       [
         ...readFileSync(join(PROJECT_DIR, `compose/${name}.yaml`), 'utf8').matchAll(
           /\$\{(\w*(?:PASSWORD|SECRET|_KEY|KEY_BASE|SALT)\w*)/g,

@@ -46,6 +46,13 @@ export const images: readonly Image[] = [
   { folder: 'acme', where: 'here', name: 'kgc-rehearsal/acme', suites: ['forky'], standIn: 'acme.ts' },
 
   { folder: 'postgres', where: 'hub', name: 'pgvector/pgvector:0.8.6-pg15-bookworm', suites: ['bookworm'] },
+  {
+    folder: '../../../compose/pitr',
+    where: 'registry',
+    name: 'postgres:15-1',
+    suites: ['bookworm'],
+    buildArgs: { BASE: 'kgc-rehearsal/hub/pgvector/pgvector:0.8.6-pg15-bookworm' },
+  },
   { folder: 'redis', where: 'hub', name: 'redis:7.4-alpine', suites: ['bookworm'] },
   { folder: 'nginx', where: 'hub', name: 'nginx:1.30-alpine', suites: ['forky'] },
   { folder: 'prometheus', where: 'hub', name: 'prom/prometheus:v3.15.0', suites: ['forky'] },

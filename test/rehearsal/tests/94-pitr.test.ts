@@ -1,0 +1,183 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { compose } from '../../../lib/compose.ts'
+import { ROOT } from '../../../lib/layout.ts'
+import { script, sh } from '../../../lib/shell.ts'
+import { docker } from '../engine.ts'
+import { inContainer, rehearsal, runScript, said, serverRead, startScript } from '../harness.ts'
+import { PROJECT_DIR, SERVER } from '../names.ts'
+import { until } from '../server.ts'
+
+const test = suite('point in time recovery')
+const soak = process.env.SOAK === '1'
+
+/** archive_timeout, and the time until a piece is in S3 on a busy machine. */
+const LOSS_SECONDS = 60 + 15
+const CONFIRM = ['--confirm', SERVER.address]
+const PROMETHEUS = 'kgc-rehearsal/hub/prom/prometheus:v3.15.0'
+
+const sql = (text: string, database = 'kgc') =>
+  serverRead(sh`docker exec kgc-postgres-1 psql -U postgres -XAtq -v ON_ERROR_STOP=1 -d ${database} -c ${text}`)
+const restore = (...args: string[]) => runScript('restore-time', [...args, ...CONFIRM])
+const upNow = (service: string) => compose(sh`up -d --no-deps ${service}`)
+const onServer = (text: string) => serverRead(script(`cd ${ROOT}\n${text}`))
+const keeper = (what: string) => serverRead(sh`docker exec -u postgres kgc-pitr-1 /opt/pitr/keep.sh ${what}`)
+const serving = () => onServer(`sed -n 's/^POSTGRES_VOLUME=//p' .env | tail -n 1`)
+const metric = async (name: string) => {
+  const { stdout } = await inContainer('postgres-exporter', sh`wget -q -O - http://127.0.0.1:9187/metrics`)
+  return Number(new RegExp(`^${name}\\{.*\\} (\\S+)$`, 'm').exec(stdout)?.[1])
+}
+const figures: string[] = []
+const backedUp = () => until(async () => (await keeper('due')) === '', 'a backup of the line that serves', 120)
+
+async function switchPitr(on: boolean): Promise<void> {
+  await onServer(`sed -i '/^PITR=/d' .env\n${on ? 'echo PITR=on >> .env' : 'docker rm -f kgc-pitr-1 > /dev/null 2>&1 || true'}
+(${compose(sh`up -d --no-deps --wait --wait-timeout 60 postgres`).shell})
+${on ? upNow('pitr').shell : ''}`)
+}
+
+test.before(async () => {
+  await rehearsal()
+  await switchPitr(false)
+})
+test.after(async () => {
+  await switchPitr(false)
+  console.log(figures.map((line) => `  ${line}`).join('\n'))
+})
+
+test('off by default: the plain image, nothing archived, no way out', async () => {
+  const found = await onServer(
+    `docker inspect -f '{{.Config.Image}} {{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}' kgc-postgres-1`,
+  )
+  assert.is(found.trim(), 'pgvector/pgvector:0.8.6-pg15-bookworm kgc_database-net')
+  assert.is(await sql("SELECT current_setting('archive_mode') || current_setting('archive_timeout')"), 'off0')
+  assert.not.match(await serverRead(compose(sh`config --services`)), /^(pitr|postgres-restore)$/m)
+  const run = await restore('--time', 'newest')
+  assert.is(run.code, 1, said(run))
+  assert.match(run.stderr, /Point in time recovery is off/)
+})
+
+test('the alert rules fire when they should, and only then', async () => {
+  const volumes = sh`-v ${`${PROJECT_DIR}/monitoring/prometheus/rules:/rules:ro`} -v ${`${PROJECT_DIR}/test/rehearsal/alerts:/tests:ro`}`
+  await docker(sh`run --rm --network none ${volumes} --entrypoint promtool ${PROMETHEUS} test rules /tests/pitr.yml`)
+})
+
+test('on by one variable: a backup is made by itself, and the log follows', async () => {
+  await switchPitr(true)
+  await until(
+    async () => (await onServer('docker logs kgc-pitr-1 2>&1')).includes('backup command end'),
+    'a backup',
+    120,
+  )
+  await backedUp()
+  assert.is(await keeper('gap'), '')
+  await until(
+    async () => /kgc_pitr_missing_pieces 0/.test(await onServer('cat state/pitr/metrics/kgc_pitr.prom')),
+    'metrics',
+  )
+})
+
+test('S3 refuses: counted for the alert, nobody is thrown out, and nothing is lost', async () => {
+  const started = await sql('SELECT pg_postmaster_start_time()')
+  const session = serverRead(
+    sh`docker exec kgc-postgres-1 psql -U postgres -XAtqc ${"SELECT pg_sleep(15), 'still here'"}`,
+  )
+  const key = (edit: string) =>
+    serverRead(sh`docker exec kgc-postgres-1 sed -i ${edit} /etc/pgbackrest/pgbackrest.conf`)
+  const failed = await metric('pg_stat_archiver_failed_count')
+  await key('s/^repo1-s3-key=/&WRONG/')
+  await sql('SELECT txid_current(), pg_switch_wal()')
+  await until(async () => (await metric('pg_stat_archiver_failed_count')) > failed, 'a counted failure', 90)
+  await key('s/^repo1-s3-key=WRONG/repo1-s3-key=/')
+  assert.match(await session, /still here/)
+  assert.is(await sql('SELECT pg_postmaster_start_time()'), started)
+  const archived = await metric('pg_stat_archiver_archived_count')
+  await until(async () => (await metric('pg_stat_archiver_archived_count')) > archived, 'the log to go on', 90)
+  assert.is(await keeper('gap'), '')
+})
+
+test('bad input is refused before anything is touched', async () => {
+  const before = await onServer('docker volume ls -q; cat .env | cksum; docker ps -q')
+  for (const [args, code, message] of [
+    [['--time', 'yesterday'], 2, /is not a time/],
+    [['--time', '2099-01-01 10:00'], 2, /in the future/],
+    [['--undo', '--time', '10:00'], 2, /not both/],
+    [['--time', '2020-01-01 10:00'], 1, /earliest moment that can be restored/],
+  ] as const) {
+    const run = await restore(...args)
+    assert.is(run.code, code, said(run))
+    assert.match(run.stderr, message)
+  }
+  assert.is(await onServer('docker volume ls -q; cat .env | cksum; docker ps -q'), before)
+})
+
+test('back to the moment before a DROP TABLE, also when the first try died in the middle', async () => {
+  await sql('DROP TABLE IF EXISTS invoices; CREATE TABLE invoices AS SELECT g AS id FROM generate_series(1, 5000) g')
+  await sleep(1500)
+  const moment = new Date().toISOString()
+  await sleep(1500)
+  await sql('DROP TABLE invoices')
+
+  const dead = startScript('restore-time', ['--time', moment, ...CONFIRM])
+  const label = `docker volume ls -q --filter label=kgc.pitr=${moment}`
+  await until(async () => (await onServer(label)) !== '', 'the download to begin', 60)
+  dead.child.kill('SIGKILL')
+  const torn = await onServer(label)
+  assert.is(await sql("SELECT to_regclass('invoices') IS NULL"), 't')
+
+  const run = await restore('--time', moment, '--wait', '60')
+  assert.is(run.code, 0, said(run))
+  assert.match(run.stdout, /kgc: public\.invoices with 5000 rows comes back/)
+  assert.is(await sql('SELECT count(*) FROM invoices'), '5000')
+  assert.not(
+    (await onServer('docker volume ls -q')).split('\n').includes(torn),
+    'the leftover of the dead run is still there',
+  )
+  figures.push(`restored to a moment in ${run.seconds.toFixed(0)} s, ${/closed for \d+ s/.exec(run.stdout)?.[0]}`)
+  await backedUp()
+})
+
+test('undone, what was replaced serves again', async () => {
+  const restored = await serving()
+  const run = await restore('--undo')
+  assert.is(run.code, 0, said(run))
+  assert.is(await sql("SELECT to_regclass('invoices') IS NULL"), 't')
+  assert.is.not(await serving(), restored)
+  await backedUp()
+})
+
+test('server killed, its volume lost: at most a minute is gone; the swap ends also without the one who began it', async () => {
+  await sql('CREATE TABLE IF NOT EXISTS ticks (at timestamptz DEFAULT clock_timestamp()); TRUNCATE ticks')
+  const seconds = soak ? 100 : 65
+  const tick = sh`docker exec kgc-postgres-1 psql -U postgres -qd kgc -c ${'INSERT INTO ticks DEFAULT VALUES'}`
+  await serverRead(
+    script(`end=$(($(date +%s) + ${seconds})); while [ "$(date +%s)" -lt $end ]; do ${tick.shell}; sleep 0.5; done`),
+  )
+  const last = Number(await sql('SELECT extract(epoch FROM max(at)) FROM ticks'))
+  const lost = await serving()
+  await onServer(`docker kill -s KILL kgc-postgres-1 > /dev/null
+docker rm -f kgc-postgres-1 kgc-pitr-1 > /dev/null
+docker volume rm ${lost || 'kgc_postgres-data'} > /dev/null
+(${compose(sh`up -d --no-deps --wait --wait-timeout 60 postgres`).shell})
+${upNow('pitr').shell}`)
+  assert.is((await sql('SELECT count(*) FROM pg_tables', 'kgc').then(Number)) > 0, true)
+  await until(
+    async () => (await serverRead(sh`docker inspect -f ${'{{.State.Running}}'} kgc-pitr-1`)) === 'true',
+    'kgc-pitr-1',
+  )
+
+  const began = Date.now()
+  const run = startScript('restore-time', ['--time', 'newest', ...CONFIRM])
+  await until(async () => (await onServer('ls state')).includes('pitr.swap'), 'the swap', 180)
+  run.child.kill('SIGKILL')
+  await until(async () => !(await onServer('ls state')).includes('pitr.swap'), 'the swap to end by itself', 180)
+  figures.push(`cluster lost and restored from S3 in ${((Date.now() - began) / 1000).toFixed(0)} s`)
+  const kept = Number(await sql('SELECT extract(epoch FROM max(at)) FROM ticks'))
+  figures.push(`${(last - kept).toFixed(1)} s of commits lost with the server`)
+  assert.ok(last - kept <= LOSS_SECONDS, `${last - kept} s were lost`)
+  const smoke = await runScript('smoke-test')
+  assert.is(smoke.code, 0, said(smoke))
+})
+
+test.run()
