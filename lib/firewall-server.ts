@@ -1,6 +1,6 @@
 import { TELLING_FILES, webhookFile } from './alert.ts'
 import { type Cidr, isInside } from './cidr.ts'
-import { Stop } from './errors.ts'
+import { messageOf, Stop } from './errors.ts'
 import { difference, FAMILIES, type Family } from './firewall.ts'
 import type { Host } from './host.ts'
 import { ORIGIN_FILES } from './origin-pull.ts'
@@ -150,10 +150,20 @@ export async function install(host: Host, rules: Record<Family, string>, reports
 const putOrRemove = (host: Host, path: string, content: string | undefined) =>
   content === undefined ? host.write(sh`rm -f ${path}`) : putFile(host, path, content)
 
-/** Gives nginx the ranges of the firewall, and what it needs to ask for a certificate; tested, and put back when it refuses. */
+/**
+ * Gives nginx the ranges of the firewall, and what it needs to ask for a certificate; tested, and put back when it refuses.
+ * @param files as `originPullFiles` makes them
+ * @throws Stop that says what nginx goes on with
+ */
 export async function giveNginx(host: Host, files: Partial<Record<string, string>>): Promise<void> {
   for (const name of ORIGIN_FILES) await putOrRemove(host, `/etc/kgc/nginx/${name}`, files[name])
-  await host.write(sh`/usr/local/sbin/kgc-cloudflare nginx`, { timeout: 90 })
+  try {
+    await host.write(sh`/usr/local/sbin/kgc-cloudflare nginx`, { timeout: 90 })
+  } catch (error) {
+    throw new Stop(`The firewall is active, but nginx goes on with what it had before.\n${messageOf(error)}`, [
+      'When the reason is gone, again: npx tsx scripts/harden-firewall.ts',
+    ])
+  }
 }
 
 /** The rules that were confirmed last; empty on a server that has none. */

@@ -45,7 +45,6 @@ await runbook(
     const { access: settings } = config
     const target = sshTarget({ ...config.server, SSH_USER: settings.SSH_ADMIN_USER })
     const seconds = revertSeconds(flags)
-    const forNginx = readOriginPull(settings)
 
     const host = await log.step('Connect', () => connectAdmin(target))
     try {
@@ -66,6 +65,7 @@ await runbook(
         )
         return check.code === 0 ? EXIT.done : EXIT.failed
       }
+      const forNginx = readOriginPull(settings)
       const cloudflare = await log.step("Cloudflare's ranges", () =>
         currentRanges(settings, httpsRanges(found.kept), flags.force, (text) => log.warn(text)),
       )
@@ -78,6 +78,9 @@ await runbook(
         log.say(`IPv${family}: ${changes[family].length === 0 ? 'nothing changes' : 'what changes'}`)
         for (const line of changes[family]) log.result(line)
       }
+      log.say(
+        `nginx: believes Cloudflare's ranges, ${settings.ORIGIN_PULL_CA_FILE ? 'and wants a certificate from them' : 'wants no certificate'}`,
+      )
       if (flags['dry-run']) return EXIT.done
       await confirm(`Apply these rules on ${host.name}?`, flags.yes)
       const rangesUrl = settings.CLOUDFLARE_RANGES_FILE ? undefined : settings.CLOUDFLARE_IPS_URL

@@ -9,7 +9,9 @@ const AUDITOR = `${SERVER.container}-audit`
 export async function startAuditor(): Promise<void> {
   await local.probe(sh`docker rm -f -v ${AUDITOR}`)
   const address = RUNNER_ADDRESS.replace(/\d+$/, '60')
-  await docker(sh`run -d --init --name ${AUDITOR} --network ${NETWORKS.main.name} --ip ${address} ${`${PREFIX}/audit`}`)
+  await docker(
+    sh`run -d --init --name ${AUDITOR} --network ${NETWORKS.main.name} --ip ${address} ${`${PREFIX}/visitor`}`,
+  )
   await local.read(inServer(script(`iptables -I INPUT -s ${address} -p tcp --dport 22 -j ACCEPT`)))
 }
 

@@ -39,7 +39,7 @@ export const images: readonly Image[] = [
     }),
   ),
   { folder: 'packages', where: 'here', name: 'kgc-rehearsal/packages', suites: ['trixie', 'bookworm'] },
-  { folder: 'audit', where: 'here', name: 'kgc-rehearsal/audit', suites: ['trixie'] },
+  { folder: 'visitor', where: 'here', name: 'kgc-rehearsal/visitor', suites: ['trixie'] },
   { folder: 'registry', where: 'here', name: 'kgc-rehearsal/registry', suites: ['bookworm'] },
   { folder: 's3', where: 'here', name: 'kgc-rehearsal/s3', suites: ['bookworm'] },
   { folder: 'sink', where: 'here', name: 'kgc-rehearsal/sink', suites: ['forky'], standIn: 'sink.ts' },

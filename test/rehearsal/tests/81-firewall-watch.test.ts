@@ -21,7 +21,8 @@ const harden = (args: string[] = ['--yes'], changes: Record<string, string> = {}
   runScript('harden-firewall', ['--env', envWith({ ADMIN_ADDRESSES: RUNNER_ADDRESS, ...changes }), ...args])
 const onConsole = (text: string) => local.read(inServer(script(text)), { timeout: 120 })
 const rules = () => onConsole('iptables -S; ip6tables -S; iptables -t nat -S KGC-FRONT-DOOR')
-const metric = () => onConsole('cat /opt/kgc/state/metrics/kgc_firewall.prom')
+/** As Prometheus gets it. */
+const metric = () => onConsole('curl -fsS -m 5 http://172.20.7.17:9100/metrics | grep "^kgc_firewall_ok"')
 const told = async () => (await sinkMessages()).map(({ body }) => body.text).join('\n')
 
 test.before(async () => {
@@ -64,6 +65,18 @@ test('every five minutes it looks, puts right what somebody changed, and tells i
     assert.match(await told(), /firewall: IPv[46]: what is active is not what .* says\nIt has been put right\./, change)
   }
   assert.is(await metric(), 'kgc_firewall_ok 1')
+  assert.match(
+    await onConsole('curl -fsS -m 5 http://172.20.7.10:9090/api/v1/rules'),
+    /"FirewallNotActive".*"CloudflareRangesOld"/,
+  )
+})
+
+test('an address that is let in on the console gets in until the server looks again', async () => {
+  await onConsole(`iptables -I KGC-IN -p tcp --dport 22 -s ${PEER.address} -j ACCEPT`)
+  const [overV4 = ''] = SSH
+  assert.equal(await probeFromSide(PEER, [overV4]), all('open', [overV4]))
+  await onConsole('kgc-firewall watch')
+  assert.equal(await probeFromSide(PEER, [overV4]), all('filtered', [overV4]))
 })
 
 test('leaves rules alone that are being tried, and ends a try whose timer is gone', async () => {
