@@ -15,19 +15,17 @@ import type { ObjectStore } from './object-store.ts'
 export type CatalogRun = KnownRun & { manifest: Manifest; proof?: Proof; bytes: number }
 /** What a run left that never wrote its manifest. */
 export type Leftover = { run: string; newest: Date }
-export type Catalog = {
-  runs: CatalogRun[]
-  leftovers: Leftover[]
-  /** Manifests that this version cannot read, and why: one of them must not hide the others. */
-  unreadable: string[]
-}
+/** A run whose manifest this key may not read, or this version does not know. It is left alone. */
+export type Unreadable = { run: string; why: string }
+export type Catalog = { runs: CatalogRun[]; leftovers: Leftover[]; unreadable: Unreadable[] }
 
 const AT_ONCE = 8
+type Group = { bytes: number; newest: Date; names: Map<string, Date> }
 
 /** All backups in the bucket, newest first, known from the bucket alone. */
 export async function readCatalog(store: ObjectStore): Promise<Catalog> {
   const prefix = runsPrefix(store.settings.S3_PREFIX)
-  const byRun = new Map<string, { bytes: number; newest: Date; names: Map<string, Date> }>()
+  const byRun = new Map<string, Group>()
   for (const { key, size, modified } of await store.list(prefix)) {
     const [run = '', name = ''] = key.slice(prefix.length).split('/')
     const known = byRun.get(run) ?? { bytes: 0, newest: new Date(0), names: new Map() }
@@ -38,24 +36,27 @@ export async function readCatalog(store: ObjectStore): Promise<Catalog> {
   }
   const runs: CatalogRun[] = []
   const leftovers: Leftover[] = []
-  const unreadable: string[] = []
-  const entries = [...byRun]
-  for (let from = 0; from < entries.length; from += AT_ONCE) {
-    await Promise.all(
-      entries.slice(from, from + AT_ONCE).map(async ([run, { bytes, newest, names }]) => {
-        const stored = names.get(MANIFEST)
-        const json = stored && (await store.getText(runKey(store.settings.S3_PREFIX, run, MANIFEST)))
-        if (!stored || !json) return leftovers.push({ run, newest })
-        const proven = names.has(VERIFIED) && (await store.getText(runKey(store.settings.S3_PREFIX, run, VERIFIED)))
-        const proof = proven ? { proof: proofSchema.parse(JSON.parse(proven)) } : {}
-        try {
-          return runs.push({ manifest: parseManifest(json), stored, bytes, ...proof })
-        } catch (error) {
-          return unreadable.push(`${run}: ${messageOf(error).replace(/\s+/g, ' ').slice(0, 200)}`)
-        }
-      }),
-    )
+  const unreadable: Unreadable[] = []
+  const read = (run: string, name: string) => store.getText(runKey(store.settings.S3_PREFIX, run, name))
+  async function look([run, { bytes, newest, names }]: [string, Group]): Promise<void> {
+    const stored = names.get(MANIFEST)
+    if (!stored) {
+      leftovers.push({ run, newest })
+      return
+    }
+    try {
+      const manifest = parseManifest((await read(run, MANIFEST)) ?? '')
+      const proven = names.has(VERIFIED) ? await read(run, VERIFIED) : undefined
+      const proof = proven ? { proof: proofSchema.parse(JSON.parse(proven)) } : {}
+      runs.push({ manifest, stored, bytes, ...proof })
+    } catch (error) {
+      // One that cannot be read must neither hide the others nor stand in the way of the next.
+      unreadable.push({ run, why: messageOf(error).split('\n')[0] ?? '' })
+    }
   }
+  const entries = [...byRun]
+  for (let from = 0; from < entries.length; from += AT_ONCE)
+    await Promise.all(entries.slice(from, from + AT_ONCE).map(look))
   return { runs: runs.sort((a, b) => b.manifest.started.localeCompare(a.manifest.started)), leftovers, unreadable }
 }
 

@@ -33,9 +33,10 @@ async function restic({ settings, signal }: Restic, what: string, args: Command)
  * row names is there, unless it was deleted in between.
  */
 export async function backUpFiles(on: Restic, run: string, host: string): Promise<Manifest['files']> {
-  const there = await restic(on, 'Looking for the restic repository', sh`cat config`).catch(() => undefined)
+  const there = await restic(on, 'Looking for the restic repository', sh`cat config --no-lock`).catch(() => undefined)
   if (there === undefined) await restic(on, 'Making the restic repository', sh`init`)
-  // This run holds the lock of all backups, so what is locked here is what a killed run left (restic's issue 3732).
+  // This run holds the lock of all backups, so what is locked here is what a killed run left (restic's issue 3732). The key
+  // must be allowed to delete here, if nowhere else: restic tries for minutes to take its own locks away.
   await restic(on, 'Removing old locks of restic', sh`unlock --remove-all`)
   const printed = await restic(
     on,

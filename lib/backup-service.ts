@@ -90,6 +90,8 @@ export async function backUp(service: Service, found: Found, run: BackupRun): Pr
       if (signal.aborted) throw error
       failed.push({ part: title, error: messageOf(error).split('\n').slice(0, 3).join(' ') })
       log.warn(messageOf(error))
+      // Without the store every other part would fail as well, each after all its tries.
+      await store.check()
       return undefined
     }
   }

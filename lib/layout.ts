@@ -11,6 +11,8 @@ export const LOCK_HOLDER = 'state/deploy.holder'
 export const STEP_LOCK = 'state/step.lock'
 /** Certificate chain and private key, in one file, which is root's alone. It belongs into every backup. */
 export const CERTIFICATE = 'certs/site.pem'
+/** Held by a backup and by a migration: a dump must not meet a table that changes. There once the backup-service has run. */
+export const BACKUP_LOCK = 'state/backup/lock'
 export const colorEnv = (color: string) => `state/${color}.env`
 export const PROXY = 'kgc-nginx-proxy-1'
 /** nginx's main file inside the proxy's container. */

@@ -1,10 +1,14 @@
 import { compose } from './compose.ts'
-import { BadRelease, messageOf } from './errors.ts'
-import type { Host } from './host.ts'
+import { BadRelease, EXIT, messageOf, Stop } from './errors.ts'
+import { CommandFailed, type Host } from './host.ts'
+import { BACKUP_LOCK, ROOT } from './layout.ts'
 import type { Log } from './log.ts'
 import { type Command, sh } from './shell.ts'
 
 const LONGEST_MIGRATION_SECONDS = 1800
+/** A backup of 100 GB takes about as long; then the deploy is to be repeated. */
+const WAIT_FOR_BACKUP_SECONDS = 900
+const BACKUP_RUNS = 75
 
 type Migration = {
   host: Host
@@ -28,6 +32,13 @@ export async function migrate({ host, log, note, command, image }: Migration): P
     await host
       .write(migrationCommand(command, image), { timeout: LONGEST_MIGRATION_SECONDS, onLine: show })
       .catch((error) => {
+        if (error instanceof CommandFailed && error.result.code === BACKUP_RUNS) {
+          throw new Stop(
+            'A backup is running, and a migration has to wait for it. Nothing was switched.',
+            ['Deploy again when it has ended: npx tsx scripts/backup.ts --list'],
+            EXIT.locked,
+          )
+        }
         throw new BadRelease(`The migration failed, so nothing was switched.\n${messageOf(error)}`, [
           'Read its output above. The old release still serves; whether the database changed halfway is for the migration to say.',
         ])
@@ -37,4 +48,10 @@ export async function migrate({ host, log, note, command, image }: Migration): P
 
 /** In a container of its own, with the backend's environment. */
 const migrationCommand = (command: string, image: string): Command =>
-  sh`export MIGRATION_IMAGE=${image} && ${compose(sh`run --rm --no-deps -T kgc-migrate sh -c ${command}`)}`
+  sh`export MIGRATION_IMAGE=${image} && ${afterBackup(compose(sh`run --rm --no-deps -T kgc-migrate sh -c ${command}`))}`
+
+/** Holds the lock of the backups meanwhile. */
+function afterBackup(command: Command): Command {
+  const lock = `${ROOT}/${BACKUP_LOCK}`
+  return sh`if [ -e ${lock} ]; then flock -w ${WAIT_FOR_BACKUP_SECONDS} -E ${BACKUP_RUNS} ${lock} sh -c ${command.shell}; else ${command}; fi`
+}

@@ -1,9 +1,11 @@
 import { readFileSync } from 'node:fs'
+import { Agent } from 'node:https'
 import type { ObjectStoreSettings } from './config.ts'
 
 /** Parts of an upload in flight at once; with 16 MiB parts this measured 264 MB of memory over TLS. */
 export const QUEUE = 4
-const ATTEMPTS = 10
+/** With their pauses these bridge about ten seconds of a store that refuses, and six time limits of one that hangs. */
+const ATTEMPTS = 6
 
 /**
  * The SDK's client for any server that speaks S3. The SDK is loaded here, so that scripts that need no bucket start as
@@ -29,10 +31,12 @@ export async function s3Client(settings: ObjectStoreSettings) {
       requestTimeout: timeout,
       // Without it the time limit is only a warning in the log, and a black hole hangs for ever (measured).
       throwOnRequestTimeout: true,
-      httpsAgent: {
+      // An agent, not its options: for large bodies the SDK makes one of its own from options, and that knows no CA.
+      httpsAgent: new Agent({
+        keepAlive: true,
         maxSockets: 2 * QUEUE,
         ...(settings.S3_CA_FILE ? { ca: readFileSync(settings.S3_CA_FILE) } : {}),
-      },
+      }),
     },
   })
   let lastDate: string | undefined

@@ -122,7 +122,7 @@ async function run(
     const lastRun = { at, ok: manifest.complete, seconds }
     if (manifest.complete) writeState({ ...before, lastGood: at, lastRun, sizes: sizesOf(manifest) })
     let restored = false
-    if (verify || weekly) {
+    if (manifest.complete && (verify || weekly)) {
       await proveRestore(service, backup, manifest)
       writeState({ ...readState(), lastRestored: new Date().toISOString() })
       restored = true
@@ -147,6 +147,7 @@ async function list(log: Log, env: string | undefined): Promise<ExitCode> {
   const store = await openStore(config.objectStore)
   const catalog = await log.step('Read the manifests', () => readCatalog(store)).finally(store.close)
   log.result(table(catalogTable(catalog)))
+  for (const { run, why } of catalog.unreadable) log.warn(`${run} cannot be read: ${why}`)
   if (catalog.leftovers.length > 0)
     log.say(`${catalog.leftovers.length} runs never ended; the next one sweeps them away.`)
   return EXIT.done

@@ -68,7 +68,7 @@ await runbook(
       const store = await openStore(objectStore)
       const catalog = await log.step('Read the manifests', () => readCatalog(store))
       log.result(table(catalogTable(catalog)))
-      for (const line of catalog.unreadable) log.warn(`Its manifest cannot be read: ${line}`)
+      for (const { run, why } of catalog.unreadable) log.warn(`${run} cannot be read: ${why}`)
       store.close()
       return EXIT.done
     }

@@ -1,0 +1,76 @@
+import { spawnSync } from 'node:child_process'
+import { readFileSync } from 'node:fs'
+import { Decrypter } from 'age-encryption'
+import { readCatalog } from '../../lib/backup-catalog.ts'
+import { openStore } from '../../lib/object-store.ts'
+import { s3Client } from '../../lib/s3-client.ts'
+import { quote, script, sh } from '../../lib/shell.ts'
+import { local } from './engine.ts'
+import { onServer } from './harness.ts'
+import { PROJECT_DIR, S3 } from './names.ts'
+import { AGE_IDENTITY, s3Settings } from './s3.ts'
+
+export const CONTAINER = 'kgc-backup-service-1'
+
+/** Starts the backup in its container, as cron does, with some of its settings changed. */
+export function startBackup(flags: string[] = [], env: Record<string, string> = {}) {
+  const settings = Object.entries(env).flatMap(([name, value]) => ['-e', `${name}=${value}`])
+  return onServer((host) => host.probe(sh`docker exec ${settings} ${CONTAINER} backup ${flags}`, { timeout: 300 }))
+}
+
+export const store = () => openStore(s3Settings())
+export async function catalog() {
+  const open = await store()
+  return readCatalog(open).finally(open.close)
+}
+
+/** Uploads that were begun and neither completed nor aborted. */
+export async function openUploads(prefix: string): Promise<string[]> {
+  const { client, s3 } = await s3Client(s3Settings())
+  const { Uploads = [] } = await client.send(new s3.ListMultipartUploadsCommand({ Bucket: S3.bucket, Prefix: prefix }))
+  client.destroy()
+  return Uploads.map(({ Key = '' }) => Key)
+}
+
+/** What was stored, as whoever holds the identity reads it: with other programs than those that wrote it. */
+export async function decrypted(key: string, identity?: string): Promise<Buffer> {
+  const open = await store()
+  const chunks: Buffer[] = []
+  for await (const chunk of open.get(key)) chunks.push(chunk)
+  open.close()
+  const decrypter = new Decrypter()
+  decrypter.addIdentity(identity ?? /AGE-SECRET-KEY-\S+/.exec(readFileSync(AGE_IDENTITY, 'utf8'))?.[0] ?? '')
+  const packed = await decrypter.decrypt(Buffer.concat(chunks))
+  const { stdout, status } = spawnSync('zstd', ['-d', '-c', '-q'], { input: packed, maxBuffer: 2 ** 30 })
+  if (status !== 0) throw new Error('zstd refused what was stored')
+  return stdout
+}
+
+/** Runs SQL as superuser in one of the stack's databases. */
+export const sql = (database: string, text: string) =>
+  onServer((host) =>
+    host.read(sh`docker exec -i kgc-postgres-1 psql -X -q -At -v ON_ERROR_STOP=1 -U postgres -d ${database}`, {
+      input: text,
+      timeout: 120,
+    }),
+  )
+
+export const loadData = () => sql('kgc', readFileSync(`${PROJECT_DIR}/test/rehearsal/tests/backup-data.sql`, 'utf8'))
+
+/** Ceph's own tool: quotas, and what else no client may do. */
+export const radosgw = (command: string) =>
+  local.read(sh`docker exec ${S3.container} sh -c ${`radosgw-admin ${command}`}`, { timeout: 60 })
+
+/** What runs in the backup container, besides cron. */
+export const processes = async () =>
+  (
+    await onServer((host) =>
+      host.read(
+        script(
+          `docker exec ${CONTAINER} ps -eo args= | grep -E ${quote('^(pg_dump|zstd|age|restic|bash -o|node)')} || true`,
+        ),
+      ),
+    )
+  )
+    .split('\n')
+    .filter(Boolean)

@@ -1,0 +1,217 @@
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { dumpCommand } from '../../lib/backup-parts.ts'
+import { describeProgress, trackProgress } from '../../lib/backup-progress.ts'
+import { type KnownRun, runsToRemove } from '../../lib/backup-retention.ts'
+import { isDue, isRestoreTestDue, lastDueTime, metrics } from '../../lib/backup-state.ts'
+import { validate } from '../../lib/config.ts'
+import { newRunId, parseManifest } from '../../lib/manifest.ts'
+import { partSizeFor } from '../../lib/object-store.ts'
+import { explainS3 } from '../../lib/object-store-errors.ts'
+import { output, text } from '../../lib/pipeline.ts'
+import { script, sh } from '../../lib/shell.ts'
+
+const test = suite('backup')
+const DAY = 24 * 3600_000
+const NOW = new Date('2026-11-23T01:30:00Z')
+const signal = new AbortController().signal
+
+/** A run of so many days ago. */
+function night(daysAgo: number, changes: Partial<KnownRun['manifest']> & { proven?: boolean } = {}): KnownRun {
+  const { proven, ...about } = changes
+  const started = new Date(NOW.getTime() - daysAgo * DAY)
+  return {
+    manifest: {
+      run: `night-${daysAgo}`,
+      host: 'kgc',
+      started: started.toISOString(),
+      complete: true,
+      verified: { read: true, at: started.toISOString(), seconds: 1 },
+      ...about,
+    },
+    stored: started,
+    ...(proven ? { proof: { restored: ['kgc'] } } : {}),
+  }
+}
+const nights = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, index) => night(from + index))
+const keep = (days: number, weeks = 0, months = 0) => ({ days, weeks, months })
+const gone = (runs: KnownRun[], policy = keep(30)) =>
+  runsToRemove(runs, policy, NOW).remove.map(({ manifest }) => manifest.run)
+
+test('what is older than 30 days goes, oldest first, and no more than three in one night', () => {
+  assert.equal(gone(nights(0, 31)), ['night-31'])
+  const { remove, later } = runsToRemove(nights(0, 40), keep(30), NOW)
+  assert.equal(
+    remove.map(({ manifest }) => manifest.run),
+    ['night-40', 'night-39', 'night-38'],
+  )
+  assert.is(later, 7)
+})
+
+test('the newest seven stay whatever their age, and so does the last one that was restored', () => {
+  assert.equal(gone([night(0), ...nights(100, 105)]), [])
+  assert.equal(gone([...nights(0, 10), night(60, { proven: true }), night(61, { proven: true })]), ['night-61'])
+})
+
+test('nothing goes while the newest is not complete, or not read back', () => {
+  const refused = { read: false, at: '', seconds: 0 }
+  for (const newest of [night(0, { complete: false }), night(0, { verified: refused })]) {
+    const { remove, refused } = runsToRemove([newest, ...nights(1, 50)], keep(30), NOW)
+    assert.equal(remove, [])
+    assert.match(refused ?? '', /not complete and verified/)
+  }
+  assert.equal(gone([]), [])
+})
+
+test('a clock that was wrong removes nothing: both the manifest and the store must call it old', () => {
+  const young = { ...night(50), stored: NOW }
+  const fromTheFuture = night(-400)
+  assert.equal(gone([...nights(0, 8), young]), [])
+  assert.equal(gone([fromTheFuture, ...nights(1, 20)]), [])
+})
+
+test('order is by start, not by name', () => {
+  const renamed = nights(0, 31).map((run, index) => ({
+    ...run,
+    manifest: { ...run.manifest, run: `pg${16 - (index % 2)}-${index}` },
+  }))
+  assert.is(gone(renamed).length, 1)
+  assert.match(gone(renamed)[0] ?? '', /-31$/)
+})
+
+test('weeks and months are kept by their newest night; incomplete ones are nobody’s newest', () => {
+  const kept = (policy: ReturnType<typeof keep>) => {
+    let runs = nights(0, 400)
+    for (;;) {
+      const { remove } = runsToRemove(runs, policy, NOW)
+      if (remove.length === 0) return runs.length
+      runs = runs.filter((run) => !remove.includes(run))
+    }
+  }
+  assert.is(kept(keep(30)), 31)
+  assert.ok(kept(keep(30, 8)) > 31 && kept(keep(30, 8)) <= 31 + 5)
+  assert.ok(kept(keep(30, 0, 12)) >= 31 + 10 && kept(keep(30, 0, 12)) <= 31 + 12)
+  assert.equal(gone([...nights(0, 8), night(60, { complete: false })], keep(30, 99, 99)), ['night-60'])
+})
+
+test('a backup is due when none began since 02:00, also after an outage', () => {
+  const at = (hour: number, day = 23) => new Date(2026, 10, day, hour, 30)
+  const good = (when: Date) => ({ sizes: {}, lastGood: when.toISOString() })
+  assert.is(lastDueTime(at(1)).getDate(), 22)
+  assert.is(isDue({ sizes: {} }, at(12)), true)
+  assert.is(isDue(good(at(2)), at(23)), false)
+  assert.is(isDue(good(at(2, 22)), at(1)), false)
+  assert.is(isDue(good(at(2, 22)), at(2)), true)
+  assert.is(isDue(good(at(2, 19)), at(12)), true)
+  assert.is(isRestoreTestDue({ sizes: {}, lastRestored: at(2, 16).toISOString() }, 7, at(2)), true)
+  assert.is(isRestoreTestDue({ sizes: {}, lastRestored: at(2, 17).toISOString() }, 7, at(2)), false)
+})
+
+test('metrics say nothing that is not known', () => {
+  assert.not.match(metrics({ sizes: {} }), /last_success/)
+  const known = metrics({ sizes: { kgc: { raw: 10, stored: 2 } }, lastGood: '2026-11-23T01:00:00Z' })
+  assert.match(known, /^kgc_backup_last_success_timestamp_seconds\{kind="daily"\} 1795395600$/m)
+  assert.match(known, /^kgc_backup_stored_bytes\{part="kgc"\} 2$/m)
+})
+
+test('parts are large enough for the largest stream that S3 takes', () => {
+  assert.is(partSizeFor(0), 16 * 1024 ** 2)
+  for (const size of [1e9, 1e11, 4e12]) assert.ok(size / partSizeFor(size) <= 9000 / 1.19)
+})
+
+test('two runs never share a name, and names sort by time', () => {
+  const first = newRunId(NOW, 'kgc')
+  assert.match(first, /^20261123T013000Z-kgc-[0-9a-f]{6}$/)
+  assert.is.not(first, newRunId(NOW, 'kgc'))
+  assert.ok(first < newRunId(new Date(NOW.getTime() + 1000), 'kgc'))
+})
+
+test('what is no manifest is refused', () => {
+  for (const broken of ['', '{}', '{"schema": 2}', '[]']) assert.throws(() => parseManifest(broken))
+})
+
+test('a dump is of one snapshot, without compression, and gives up on a lock', () => {
+  assert.is(
+    dumpCommand('kgc', '00000003-0000001B-1').shell,
+    "pg_dump --format=custom --compress=0 --no-password '--snapshot=00000003-0000001B-1' '--lock-wait-timeout=60s' --dbname=kgc",
+  )
+})
+
+test('the end of a pipeline comes only when every program in it ended well', async () => {
+  assert.is(await text(sh`printf ${'a\nb'} | cat`, { what: 'it', signal }), 'a\nb')
+  for (const programs of [
+    'echo half; exit 3',
+    '(echo half; exit 3) | cat',
+    'echo half; kill -9 $$',
+    'no-such-program',
+  ]) {
+    let read = ''
+    let error: Error | undefined
+    try {
+      for await (const chunk of output(script(programs), { what: 'it', signal })) read += chunk
+    } catch (reason) {
+      error = reason as Error
+    }
+    assert.match(error?.message ?? `no error after ${read}`, /^it failed: /)
+  }
+})
+
+test('a source that fails is reported as itself, and a pipeline that is told to stop stops', async () => {
+  async function* failing() {
+    yield Buffer.from('x')
+    throw new Error('the cause')
+  }
+  const failed = await text(sh`cat`, { what: 'it', signal, input: failing() }).catch((error: Error) => error.message)
+  assert.is(failed, 'the cause')
+  const stop = new AbortController()
+  const started = performance.now()
+  const stopped = text(sh`sleep 60 | cat`, { what: 'it', signal: stop.signal }).catch((error: Error) => error.name)
+  setTimeout(() => stop.abort(), 100)
+  assert.is(await stopped, 'AbortError')
+  assert.ok(performance.now() - started < 10_000)
+})
+
+test('progress has bytes, rate and what is left, of the part and of all', () => {
+  const line = describeProgress({
+    ...{ part: 'kgc', stored: 5e7, expected: 1e8, seconds: 10 },
+    ...{ allStored: 5e7, allExpected: 2e8, allSeconds: 10 },
+  })
+  assert.match(line, /^kgc █{10}░{10} 50\.0 MB of about 100\.0 MB, 5\.0 MB\/s, 10\.0 s left; all 25 %, 30\.0 s left$/)
+  const told: string[] = []
+  const track = trackProgress({ kgc: 10 }, ({ part }) => told.push(part))
+  for (let bytes = 1; bytes < 100; bytes++) track('kgc', bytes)
+  assert.equal(told, ['kgc'])
+})
+
+test('what S3 refuses is said in words, with what to check', () => {
+  const { config } = validate(
+    {
+      S3_ENDPOINT: 'https://s3.example.com',
+      S3_REGION: 'eu',
+      S3_BUCKET: 'kgc-backup',
+      S3_ACCESS_KEY_ID: 'k',
+      S3_SECRET_ACCESS_KEY: 's',
+    },
+    ['objectStore'],
+  )
+  const failure = (name: string, status: number) =>
+    Object.assign(new Error('UnknownError'), { name, $metadata: { httpStatusCode: status } })
+  const words = (name: string, status: number) => explainS3(failure(name, status), config.objectStore).message
+  assert.match(words('NoSuchBucket', 404), /there is no bucket kgc-backup/)
+  assert.match(words('Forbidden', 403), /may not do this/)
+  assert.match(words('QuotaExceeded', 403), /is full/)
+  assert.match(words('InternalError', 500), /https:\/\/s3\.example\.com.*InternalError.*HTTP 500/)
+})
+
+test('the configuration of a backup is refused with what it should be', () => {
+  const { problems } = validate(
+    { BACKUP_RECIPIENTS: 'AGE-SECRET-KEY-1X', BACKUP_KEEP_DAYS: '0', S3_ENDPOINT: 'wasabi', S3_BUCKET: 'A' },
+    ['backup', 'objectStore'],
+  )
+  assert.match(problems.join('\n'), /BACKUP_RECIPIENTS is not a list of public keys/)
+  assert.not.match(problems.join('\n'), /AGE-SECRET-KEY-1X/)
+  for (const name of ['BACKUP_KEEP_DAYS', 'S3_ENDPOINT', 'S3_BUCKET', 'S3_REGION', 'S3_ACCESS_KEY_ID'])
+    assert.match(problems.join('\n'), new RegExp(`^${name} `, 'm'))
+})
+
+test.run()
