@@ -49,3 +49,13 @@ SELECT pg_get_userbyid(datdba), (SELECT array_agg(a::text ORDER BY a::text) FROM
        pg_encoding_to_char(encoding), datcollate, datctype, datlocprovider, daticulocale,
        (SELECT json_agg(json_build_array(setrole::regrole::text, setconfig) ORDER BY setrole) FROM pg_db_role_setting WHERE setdatabase = pg_database.oid)
   FROM pg_database WHERE datname = '${database}'`
+
+/** 1.6 GB: narrow rows, documents with their index, and bytes that do not compress. */
+export const LARGE = `
+SET ROLE kgc;
+SET synchronous_commit = off;
+CREATE TABLE large_rows AS SELECT i AS id, i % 100 AS branch, 0 AS balance, repeat(' ', 84)::char(84) AS filler FROM generate_series(1, 6000000) AS i;
+ALTER TABLE large_rows ADD PRIMARY KEY (id);
+CREATE TABLE large_documents AS SELECT i AS id, jsonb_build_object('customer', i % 5000, 'text', repeat(md5(i::text), 8), 'tags', jsonb_build_array(md5((i % 97)::text), md5((i % 1009)::text))) AS document, repeat(md5((i * 7)::text), 12) AS note FROM generate_series(1, 380000) AS i;
+CREATE INDEX ON large_documents USING gin (document);
+CREATE TABLE large_bytes AS SELECT i AS id, (SELECT decode(string_agg(md5(random()::text || i), ''), 'hex') FROM generate_series(1, 512)) AS bytes FROM generate_series(1, 15000) AS i;`

@@ -2,16 +2,23 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { readCatalog } from '../../../lib/backup-catalog.ts'
 import { loadConfig } from '../../../lib/config.ts'
+import { openEncrypted, readIdentities } from '../../../lib/identity.ts'
+import { createLog } from '../../../lib/log.ts'
 import { MANIFEST, type Manifest, parseManifest, runKey } from '../../../lib/manifest.ts'
 import { type ObjectStore, openStore } from '../../../lib/object-store.ts'
-import { psql } from '../../../lib/restore-server.ts'
-import { COUNT_ROWS } from '../../../lib/restore-sql.ts'
+import { withDownloads } from '../../../lib/restore-fetch.ts'
+import { pickDatabases, pickRun } from '../../../lib/restore-plan.ts'
+import { fill, psql, spool, withWorkshop } from '../../../lib/restore-server.ts'
+import { COUNT_ROWS, createBeside } from '../../../lib/restore-sql.ts'
 import { script, sh } from '../../../lib/shell.ts'
+import { local } from '../engine.ts'
 import {
   ENV_FILE,
   envWith,
   front,
+  onServer,
   operatorEnv,
   type Run,
   rehearsal,
@@ -24,8 +31,8 @@ import {
 } from '../harness.ts'
 import { startLoad } from '../load.ts'
 import { inState } from '../names.ts'
-import { CONTENT, DATA, properties } from '../restore-data.ts'
-import { until } from '../server.ts'
+import { CONTENT, DATA, LARGE, properties } from '../restore-data.ts'
+import { inServer, until } from '../server.ts'
 
 const test = suite('restore')
 
@@ -37,6 +44,12 @@ let prefix = ''
 /** The one good backup that every test starts from, and what was in it. */
 let good: Manifest
 let content = ''
+let uploads = ''
+const forgedRuns: string[] = []
+
+const inUploads = (text: string) =>
+  local.read(inServer(script(`set -e; cd /var/lib/docker/volumes/kgc_uploads/_data; ${text}`)))
+const STATE_OF_UPLOADS = `find számla -printf '%p %m %U %G %T@\n' | sort; sha256sum számla/kép`
 
 const sql = (text: string, database = 'postgres') => serverRead(psql(text, database))
 const restore = (args: string[], env: Record<string, string> = {}) =>
@@ -70,6 +83,7 @@ async function forgeRun(
   const kgc = forged.databases.find(({ name }) => name === 'kgc')
   assert.ok(kgc)
   forged.run = `${good.run}-${Math.random().toString(36).slice(2, 8)}`
+  forgedRuns.push(forged.run)
   // Older than the good one, so that none of them is ever the newest.
   forged.started = '2026-01-01T00:00:00.000Z'
   if (object) {
@@ -111,6 +125,10 @@ CREATE OR REPLACE FUNCTION no() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN
 CREATE EVENT TRIGGER no ON ddl_command_start EXECUTE FUNCTION no()`,
     'horilla',
   )
+  await inUploads(
+    `rm -rf számla ../../kgc_*/_data/.files_*; mkdir -p számla; echo one > 'számla/a b'; head -c 200000 /dev/urandom > számla/kép; chmod 640 számla/kép; chown -R 1000:1001 számla`,
+  )
+  uploads = await inUploads(STATE_OF_UPLOADS)
   content = await sql(CONTENT, 'kgc')
   console.log((await serverRead(sh`docker exec kgc-backup-service-1 backup`)).split('\n').pop())
   await sql('DROP EVENT TRIGGER no; DROP FUNCTION no()', 'horilla')
@@ -118,7 +136,11 @@ CREATE EVENT TRIGGER no ON ddl_command_start EXECUTE FUNCTION no()`,
   const newest = runs.filter(({ key }) => key.endsWith(`/${MANIFEST}`)).sort((a, b) => +b.modified - +a.modified)[0]
   good = parseManifest((await store.getText(newest?.key ?? '')) ?? '')
 })
-test.after(() => store.close())
+test.after(async () => {
+  for (const run of forgedRuns) await store.remove(runKey(prefix, run, ''), runKey(prefix, run, MANIFEST))
+  await dropBeside()
+  store.close()
+})
 
 test('lists the backups from the bucket alone, with nothing but its keys', async () => {
   const only = Object.entries(operatorEnv()).filter(([name]) => name.startsWith('S3_'))
@@ -126,7 +148,7 @@ test('lists the backups from the bucket alone, with nothing but its keys', async
   writeFileSync(file, only.map(([name, value]) => `${name}=${value}\n`).join(''), { mode: 0o600 })
   const run = await runScript('restore', ['--list', '--env', file])
   assert.is(run.code, 0, said(run))
-  assert.match(run.stdout, new RegExp(`^${good.run} .* complete .*kgc \\d+ MB`, 'm'))
+  assert.match(run.stdout, new RegExp(`^${good.run} .* complete `, 'm'))
 })
 
 test('a dry run prints what would be lost and every command, and changes nothing', async () => {
@@ -286,6 +308,25 @@ test('a restored database that its application cannot work with is swapped back'
   assert.is(await sql('SELECT count(*) FROM pg_event_trigger', 'horilla'), '0')
 })
 
+test('restores the files with owner, rights and times, keeps what was there, and undoes it', async () => {
+  await inUploads(`rm számla/kép; echo changed > 'számla/a b'; echo later > later`)
+  const run = await restore(['--files', '--confirm', 'files'])
+  assert.is(run.code, 0, said(run))
+  assert.is(await inUploads(STATE_OF_UPLOADS), uploads)
+  const status = await restore(['--status'])
+  const [old = ''] = /files_old_\w+/.exec(status.stdout) ?? []
+  assert.is(await inUploads(`cat .${old}/later '.${old}/számla/a b'`), 'later\nchanged')
+  if (SOAK) {
+    assert.is((await restore(['--undo', '--confirm', 'files'])).code, 0)
+    assert.is(await inUploads(`cat later 'számla/a b'`), 'later\nchanged')
+    await inUploads('rm -rf ../../kgc_*/_data/.files_*')
+    return
+  }
+  const dropped = await restore(['--drop', old, '--confirm', old])
+  assert.is(dropped.code, 0, said(dropped))
+  assert.is(await inUploads('ls -d .files_* 2> /dev/null || true'), '')
+})
+
 test('a disk that fills up while a dump arrives leaves what serves, and everything works when it is emptied', async () => {
   const filler = '/opt/kgc/filler'
   const run = startScript('restore', ['--db', 'kgc', '--confirm', 'kgc'], { GITHUB_ACTIONS: 'true' })
@@ -337,6 +378,37 @@ for (const step of SOAK ? STEPS : ['Restore', 'Swap']) {
     assert.not.match(await services(), / always|[0-9a-f]{12}$/)
   })
 }
+
+if (SOAK)
+  test('figures with 1.6 GB', async () => {
+    await dropBeside()
+    await onServer((host) => host.read(psql(LARGE, 'kgc'), { timeout: 1800 }))
+    console.log(`  database: ${await sql("SELECT pg_size_pretty(pg_database_size('kgc'))")}`)
+    const backup = await onServer((host) => host.read(sh`docker exec kgc-backup-service-1 backup`, { timeout: 1800 }))
+    console.log(`  ${backup.split('\n').pop()}`)
+    const run = await restore(['--db', 'kgc', '--confirm', 'kgc'])
+    assert.is(run.code, 0, said(run))
+    console.log(`${run.stderr}${run.stdout}  in all ${run.seconds.toFixed(1)} s`)
+    const newest = pickRun(await readCatalog(store), { run: undefined, time: undefined })
+    const [kgc] = pickDatabases(newest, ['kgc'])
+    assert.ok(kgc)
+    const identities = readIdentities(inState('age-identity.txt'))
+    await withDownloads(createLog(), store, [kgc], (files) =>
+      onServer(async (host) => {
+        for (const jobs of [1, 2, 1, 2])
+          await withWorkshop(host, async () => {
+            await spool(host, 'kgc', await openEncrypted(files.kgc ?? '', identities), () => {})
+            await host.read(psql(createBeside('kgc_restore_20260101t000000', kgc, 'figures')))
+            const began = performance.now()
+            await fill(host, 'kgc_restore_20260101t000000', 'kgc', jobs)
+            console.log(`  pg_restore -j ${jobs}: ${((performance.now() - began) / 1000).toFixed(1)} s`)
+            await host.read(psql('DROP DATABASE kgc_restore_20260101t000000 WITH (FORCE)'))
+          })
+      }),
+    )
+    await dropBeside()
+    await sql('DROP TABLE large_rows, large_documents, large_bytes', 'kgc')
+  })
 
 test('shows no secret', () => assert.equal(secretsInOutput(), []))
 
