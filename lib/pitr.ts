@@ -121,7 +121,8 @@ export const download = (volume: string, backup: Backup, when: When): Command =>
   withVolume(
     volume,
     script(`
-docker volume create -q ${sh`${labels(when === 'newest' ? when : when.toISOString())} ${volume}`.shell} > /dev/null
+set -e
+docker volume create ${sh`${labels(when === 'newest' ? when : when.toISOString())} ${volume}`.shell} > /dev/null
 ${compose(sh`run --rm --no-deps -T --name ${DOWNLOAD} --user postgres --entrypoint pgbackrest postgres-restore --stanza=kgc --log-level-console=info restore ${restoreArguments(backup, when)}`).shell}`),
   )
 

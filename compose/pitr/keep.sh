@@ -3,6 +3,7 @@
 # the dumps of 02:00. What a stopped server missed is made up for, as the question is always: is a backup due?
 #   keep.sh            rounds, one every five minutes
 #   keep.sh due        prints the backup that is due, if any: full or incr
+#   keep.sh info       what pgBackRest says of the repository, as JSON
 #   keep.sh gap        prints the pieces of the log that S3 should have and has not
 set -uo pipefail
 metrics=/var/lib/pitr/metrics
@@ -85,6 +86,7 @@ END
 
 case ${1:-} in
   due | gap) "$1"; exit ;;
+  info) pgb info --output=json; exit ;;
 esac
 
 trap 'exit 0' TERM INT

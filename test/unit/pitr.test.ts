@@ -3,7 +3,15 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { parse } from 'yaml'
-import { chooseBackup, compareRows, newVolume, parseBackups, parseWhen, restoreArguments } from '../../lib/pitr.ts'
+import {
+  chooseBackup,
+  compareRows,
+  download,
+  newVolume,
+  parseBackups,
+  parseWhen,
+  restoreArguments,
+} from '../../lib/pitr.ts'
 import { parseFound } from '../../lib/pitr-server.ts'
 import { swapTo } from '../../lib/pitr-swap.ts'
 import { PROJECT_DIR } from '../rehearsal/names.ts'
@@ -63,6 +71,15 @@ test('a moment is looked for on the line that served then, the newest data on th
   assert.ok(toTime.includes('--target=2026-11-23 04:00:00.500+00'))
   assert.ok(toTime.includes('--target-timeline=current'))
   assert.ok(restoreArguments(backup, 'newest').includes('--target-timeline=latest'))
+})
+
+test("a restored cluster's volume is labeled as ours before anything is put into it", () => {
+  const [backup] = BACKUPS
+  assert.ok(backup)
+  assert.match(
+    download('vol', backup, 'newest').shell,
+    /set -e\ndocker volume create (--label \S+ ){2}--label 'kgc\.pitr=newest' vol > \/dev\/null\n.* restore /,
+  )
 })
 
 test('what never served may be removed; what serves or served may not', () => {

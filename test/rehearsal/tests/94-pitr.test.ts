@@ -22,14 +22,20 @@ const sql = (text: string, database = 'kgc') =>
 const restore = (...args: string[]) => runScript('restore-time', [...args, ...CONFIRM])
 const upNow = (service: string) => compose(sh`up -d --no-deps ${service}`)
 const onServer = (text: string) => serverRead(script(`cd ${ROOT}\n${text}`))
-const keeper = (what: string) => serverRead(sh`docker exec -u postgres kgc-pitr-1 /opt/pitr/keep.sh ${what}`)
+const keeper = (what: 'due' | 'gap' | 'info') =>
+  serverRead(sh`docker exec -u postgres kgc-pitr-1 /opt/pitr/keep.sh ${what}`)
 const serving = () => onServer(`sed -n 's/^POSTGRES_VOLUME=//p' .env | tail -n 1`)
 const metric = async (name: string) => {
   const { stdout } = await inContainer('postgres-exporter', sh`wget -q -O - http://127.0.0.1:9187/metrics`)
   return Number(new RegExp(`^${name}\\{.*\\} (\\S+)$`, 'm').exec(stdout)?.[1])
 }
 const figures: string[] = []
-const backedUp = () => until(async () => (await keeper('due')) === '', 'a backup of the line that serves', 120)
+const backedUp = () =>
+  until(
+    async () => (await onServer('docker exec -u postgres kgc-pitr-1 /opt/pitr/keep.sh due || echo not yet')) === '',
+    'a backup of the line that serves',
+    240,
+  )
 
 async function switchPitr(on: boolean): Promise<void> {
   await onServer(`sed -i '/^PITR=/d' .env\n${on ? 'echo PITR=on >> .env' : 'docker rm -f kgc-pitr-1 > /dev/null 2>&1 || true'}
@@ -65,35 +71,62 @@ test('the alert rules fire when they should, and only then', async () => {
 
 test('on by one variable: a backup is made by itself, and the log follows', async () => {
   await switchPitr(true)
-  await until(
-    async () => (await onServer('docker logs kgc-pitr-1 2>&1')).includes('backup command end'),
-    'a backup',
-    120,
-  )
   await backedUp()
   assert.is(await keeper('gap'), '')
+  assert.match(
+    await serverRead(sh`docker exec -u postgres kgc-pitr-1 pgbackrest info`),
+    /status: ok[\s\S]*aes-256-cbc[\s\S]*full backup/,
+  )
   await until(
     async () => /kgc_pitr_missing_pieces 0/.test(await onServer('cat state/pitr/metrics/kgc_pitr.prom')),
     'metrics',
   )
 })
 
+/** Changes what pgBackRest in the postgres container reads. */
+const conf = (edit: string) => {
+  const file = '/etc/pgbackrest/pgbackrest.conf'
+  const change = `sed '${edit}' ${file} > /tmp/conf && cat /tmp/conf > ${file}; rm /tmp/conf`
+  return serverRead(sh`docker exec kgc-postgres-1 sh -c ${change}`)
+}
+const nextPiece = () => sql('SELECT txid_current(), pg_switch_wal()')
+const counted = async (name: string, work: () => Promise<unknown>) => {
+  const before = await metric(name)
+  await work()
+  await until(async () => (await metric(name)) > before, `${name} above ${before}`, 120)
+}
+
 test('S3 refuses: counted for the alert, nobody is thrown out, and nothing is lost', async () => {
   const started = await sql('SELECT pg_postmaster_start_time()')
   const session = serverRead(
-    sh`docker exec kgc-postgres-1 psql -U postgres -XAtqc ${"SELECT pg_sleep(15), 'still here'"}`,
+    sh`docker exec kgc-postgres-1 psql -U postgres -XAtqc ${"SELECT pg_sleep(10), 'still here'"}`,
   )
-  const key = (edit: string) =>
-    serverRead(sh`docker exec kgc-postgres-1 sed -i ${edit} /etc/pgbackrest/pgbackrest.conf`)
-  const failed = await metric('pg_stat_archiver_failed_count')
-  await key('s/^repo1-s3-key=/&WRONG/')
-  await sql('SELECT txid_current(), pg_switch_wal()')
-  await until(async () => (await metric('pg_stat_archiver_failed_count')) > failed, 'a counted failure', 90)
-  await key('s/^repo1-s3-key=WRONG/repo1-s3-key=/')
+  await counted('pg_stat_archiver_failed_count', async () => {
+    await conf('s/^repo1-s3-key=/&WRONG/')
+    await nextPiece()
+  })
   assert.match(await session, /still here/)
+  await counted('pg_stat_archiver_archived_count', async () => {
+    await conf('s/^repo1-s3-key=WRONG/repo1-s3-key=/')
+    // Wakes the archiver, which rests for a minute after three failures.
+    await nextPiece()
+  })
   assert.is(await sql('SELECT pg_postmaster_start_time()'), started)
-  const archived = await metric('pg_stat_archiver_archived_count')
-  await until(async () => (await metric('pg_stat_archiver_archived_count')) > archived, 'the log to go on', 90)
+  assert.is(await keeper('gap'), '')
+})
+
+test('too much of the log waited and was given up: the gap is seen, and a new backup bridges it', async () => {
+  // Postgres counts what is given up as archived.
+  await counted('pg_stat_archiver_archived_count', async () => {
+    await conf('s/^repo1-s3-key=/&WRONG/; s/^archive-push-queue-max=.*/archive-push-queue-max=1MiB/')
+    await nextPiece()
+  })
+  await conf('s/^repo1-s3-key=WRONG/repo1-s3-key=/; s/^archive-push-queue-max=.*/archive-push-queue-max=1GiB/')
+  assert.match(await keeper('gap'), /^[0-9A-F]{24}/)
+  const backup = async () => JSON.parse(await keeper('info'))[0].backup.at(-1).label as string
+  const before = await backup()
+  await serverRead(sh`docker restart kgc-pitr-1`)
+  await until(async () => (await backup()) !== before, 'a new backup', 120)
   assert.is(await keeper('gap'), '')
 })
 
@@ -147,8 +180,23 @@ test('undone, what was replaced serves again', async () => {
   await backedUp()
 })
 
-test('server killed, its volume lost: at most a minute is gone; the swap ends also without the one who began it', async () => {
+test('one table is copied out of the past; then the server is killed and its volume lost: at most a minute is gone', async () => {
   await sql('CREATE TABLE IF NOT EXISTS ticks (at timestamptz DEFAULT clock_timestamp()); TRUNCATE ticks')
+  await sql(
+    'DROP TABLE IF EXISTS copied, invoices; CREATE TABLE copied AS SELECT g AS id FROM generate_series(1, 300) g',
+  )
+  await sleep(1500)
+  const moment = new Date().toISOString()
+  await sleep(1500)
+  await sql('DROP TABLE copied')
+  const looked = await restore('--time', moment, '--beside-only')
+  assert.is(looked.code, 0, said(looked))
+  await onServer(
+    'docker exec kgc-postgres-restore-1 pg_dump -U postgres -t copied kgc | docker exec -i kgc-postgres-1 psql -U postgres -q -1 kgc',
+  )
+  assert.is(await sql('SELECT count(*) FROM copied'), '300')
+
+  // Longer than archive_timeout, and up to the very end.
   const seconds = soak ? 100 : 65
   const tick = sh`docker exec kgc-postgres-1 psql -U postgres -qd kgc -c ${'INSERT INTO ticks DEFAULT VALUES'}`
   await serverRead(
@@ -161,7 +209,7 @@ docker rm -f kgc-postgres-1 kgc-pitr-1 > /dev/null
 docker volume rm ${lost || 'kgc_postgres-data'} > /dev/null
 (${compose(sh`up -d --no-deps --wait --wait-timeout 60 postgres`).shell})
 ${upNow('pitr').shell}`)
-  assert.is((await sql('SELECT count(*) FROM pg_tables', 'kgc').then(Number)) > 0, true)
+  assert.is(await sql("SELECT to_regclass('ticks') IS NULL"), 't')
   await until(
     async () => (await serverRead(sh`docker inspect -f ${'{{.State.Running}}'} kgc-pitr-1`)) === 'true',
     'kgc-pitr-1',
