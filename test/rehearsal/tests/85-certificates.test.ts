@@ -70,6 +70,15 @@ const prometheus = async (query: string) => {
 
 test.before(async () => {
   await rehearsal()
+  // Set up with a certificate from files, the server has neither.
+  await onServer((host) =>
+    host.read(
+      sh`apt-get update -q && apt-get install -q -y --no-install-recommends certbot python3-certbot-dns-cloudflare`,
+      {
+        timeout: 300,
+      },
+    ),
+  )
   await startAcme()
   writeFileSync(ROOTS, readFileSync(inState('ca.pem'), 'utf8') + (await authorityRoot()))
   await onSite(`rm -rf ${SITE} /etc/letsencrypt /etc/kgc/certificates`)

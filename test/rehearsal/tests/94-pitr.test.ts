@@ -21,7 +21,8 @@ const sql = (text: string, database = 'kgc') =>
   serverRead(sh`docker exec kgc-postgres-1 psql -U postgres -XAtq -v ON_ERROR_STOP=1 -d ${database} -c ${text}`)
 const restore = (...args: string[]) => runScript('restore-time', [...args, ...CONFIRM])
 const upNow = (service: string) => compose(sh`up -d --no-deps ${service}`)
-const onServer = (text: string) => serverRead(script(`cd ${ROOT}\n${text}`))
+/** As the user who deploys: the registry knows it. */
+const onServer = (text: string) => serverRead(script(`cd ${ROOT}\n${text}`), 'deploy')
 const keeper = (what: 'due' | 'gap' | 'info') =>
   serverRead(sh`docker exec -u postgres kgc-pitr-1 /opt/pitr/keep.sh ${what}`)
 const serving = () => onServer(`sed -n 's/^POSTGRES_VOLUME=//p' .env | tail -n 1`)
