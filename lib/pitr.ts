@@ -91,10 +91,11 @@ export function chooseBackup(backups: Backup[], when: When): Backup {
 
 /**
  * The line of the log (Postgres: timeline) forks at every restore. A moment is looked for on the line that served when it
- * passed, which is that of the backup before it; the newest data is on the line that was begun last.
+ * passed, which is that of the backup before it. Never on the latest line: that may be one of a cluster that was only
+ * looked at (seen: all commits since that look were missing). kgc-pitr-1 backs up every line that comes to serve.
  */
 export function restoreArguments(backup: Backup, when: When): string[] {
-  if (when === 'newest') return [`--set=${backup.label}`, '--type=default', '--target-timeline=latest']
+  if (when === 'newest') return [`--set=${backup.label}`, '--type=default', '--target-timeline=current']
   const target = when.toISOString().replace('T', ' ').replace('Z', '+00')
   return [
     `--set=${backup.label}`,

@@ -58,4 +58,4 @@ CREATE TABLE large_rows AS SELECT i AS id, i % 100 AS branch, 0 AS balance, repe
 ALTER TABLE large_rows ADD PRIMARY KEY (id);
 CREATE TABLE large_documents AS SELECT i AS id, jsonb_build_object('customer', i % 5000, 'text', repeat(md5(i::text), 8), 'tags', jsonb_build_array(md5((i % 97)::text), md5((i % 1009)::text))) AS document, repeat(md5((i * 7)::text), 12) AS note FROM generate_series(1, 380000) AS i;
 CREATE INDEX ON large_documents USING gin (document);
-CREATE TABLE large_bytes AS SELECT i AS id, (SELECT decode(string_agg(md5(random()::text || i), ''), 'hex') FROM generate_series(1, 512)) AS bytes FROM generate_series(1, 15000) AS i;`
+CREATE TABLE large_bytes AS SELECT i AS id, (SELECT decode(string_agg(md5(random()::text || i || n), ''), 'hex') FROM generate_series(1, 512) AS n) AS bytes FROM generate_series(1, 40000) AS i;`

@@ -64,13 +64,13 @@ test('the backup to start from is the last good one that had ended by then', () 
   assert.throws(() => chooseBackup([], 'newest'), /no backup/)
 })
 
-test('a moment is looked for on the line that served then, the newest data on the last line', () => {
+test('data is looked for on the line that served, not on the latest one', () => {
   const [backup] = BACKUPS
   assert.ok(backup)
   const toTime = restoreArguments(backup, new Date('2026-11-23T04:00:00.5Z'))
   assert.ok(toTime.includes('--target=2026-11-23 04:00:00.500+00'))
   assert.ok(toTime.includes('--target-timeline=current'))
-  assert.ok(restoreArguments(backup, 'newest').includes('--target-timeline=latest'))
+  assert.ok(restoreArguments(backup, 'newest').includes('--target-timeline=current'))
 })
 
 test("a restored cluster's volume is labeled as ours before anything is put into it", () => {
