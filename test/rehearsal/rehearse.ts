@@ -52,7 +52,7 @@ export async function raiseBlank(log: Log): Promise<boolean> {
   await buildImages(log)
   await log.step('Certificates', makeCertificates)
   makeRegistryPassword()
-  makeS3Keys()
+  await makeS3Keys()
   await makeAgeIdentity()
   await log.step('Networks', makeNetworks)
   await log.step('Registry', startRegistry)

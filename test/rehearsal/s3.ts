@@ -11,9 +11,11 @@ export type S3User = 'owner' | 'writer'
 const USERS = inState('s3/users')
 const hex = (bytes: number) => randomBytes(bytes).toString('hex')
 
-/** The S3 server outlives the server, as Wasabi does: its keys are made once. */
-export function makeS3Keys(): void {
+/** The S3 server outlives the server, as Wasabi does: its keys are made once. What another checkout left has other keys. */
+export async function makeS3Keys(): Promise<void> {
   if (existsSync(USERS)) return
+  await local.probe(sh`docker rm -f ${S3.container}`)
+  await local.probe(sh`docker volume rm ${S3.container}`)
   const line = (name: S3User) => `${name} ${hex(10).toUpperCase()} ${hex(20)}\n`
   writeFileSync(USERS, line('owner') + line('writer'), { mode: 0o600 })
 }
