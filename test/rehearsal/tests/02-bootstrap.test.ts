@@ -298,14 +298,19 @@ test('the server itself puts settings of sshd back that nobody confirms, also at
   await docker(sh`restart ${SERVER.container}`)
   await startServer()
   await until(getsIn, 'the server', 30)
-  assert.is(await onConsole('cat /etc/ssh/sshd_config.d/00-kgc.conf; ls /etc/kgc'), `${settings}\nfirewall`)
+  assert.is(
+    await onConsole('cat /etc/ssh/sshd_config.d/00-kgc.conf; ls -d /etc/kgc/sshd-before 2> /dev/null || true'),
+    settings,
+  )
   const refused = await onConsole("echo 'NoSuchOption yes' | kgc-sshd try 60 2>&1 || true")
   assert.match(refused, /sshd refused the new settings; the old ones are active/)
   assert.is((await bootstrap(['--check'])).code, 0)
 })
 
 test('bans who fails to log in again and again', async () => {
+  // The firewall's watch would take the visitor's rule away.
   await onConsole(`
+systemctl stop kgc-firewall-watch.timer
 ip netns add visitor && ip link add kgc-side type veth peer name side netns visitor
 ip addr add 192.0.2.1/32 dev kgc-side && ip link set kgc-side up && ip route add 192.0.2.77/32 dev kgc-side
 ip -n visitor link set side up && ip -n visitor addr add 192.0.2.77/32 dev side && ip -n visitor route add 192.0.2.1/32 dev side
@@ -320,7 +325,8 @@ done`)
   } finally {
     await onConsole(`
 fail2ban-client unban --all > /dev/null; ip netns del visitor
-iptables -D KGC-IN -i kgc-side -p tcp --dport 22 -j ACCEPT`)
+iptables -D KGC-IN -i kgc-side -p tcp --dport 22 -j ACCEPT
+systemctl start kgc-firewall-watch.timer`)
   }
 })
 
