@@ -116,14 +116,14 @@ const faults: {
   },
   {
     title: 'the SSH connection is cut',
-    steps: (all) => stepsFor(all.slice(1), ['Start v', 'Switch']),
+    steps: (all) => stepsFor(all.slice(1), ['Switch']),
     strike: async () => {
       await serverRead(script("pkill -KILL -u deploy -f '^sshd' || true"))
     },
   },
   {
     title: "the server's dockerd is restarted",
-    steps: (all) => stepsFor(all, ['Start v', 'Switch']),
+    steps: (all) => stepsFor(all, ['Start v']),
     strike: async () => {
       // systemd refuses a service that starts too often.
       await serverRead(script('systemctl reset-failed docker; systemctl restart docker'))
@@ -147,7 +147,7 @@ const RARE_STEPS: { step: string; args: (to: string) => Promise<string[]> }[] = 
 ]
 
 for (const { title, strike } of process.env.SOAK ? faults : faults.slice(0, 1)) {
-  for (const { step, args } of RARE_STEPS) {
+  for (const { step, args } of process.env.SOAK ? RARE_STEPS : RARE_STEPS.slice(-1)) {
     test(`${title} in step "${step}" of deploy: no request is lost, and the next deploy just works`, async () => {
       const to = otherVersion(await servedVersion())
       const given = await args(to)
@@ -182,7 +182,7 @@ for (const { title, steps, strike } of faults) {
 
 const RESTARTS = process.env.SOAK
   ? { deploy: DEPLOY_STEPS.slice(2), rollback: ROLLBACK_STEPS.slice(1) }
-  : { deploy: ['Switch'], rollback: ['Switch'] }
+  : { deploy: ['Switch'], rollback: [] }
 
 const restarts = Object.entries(RESTARTS).flatMap(([name, steps]) => steps.map((step) => ({ name, step })))
 
