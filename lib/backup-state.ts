@@ -1,4 +1,4 @@
-import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { BACKUP_STATE } from './backup-lock.ts'
 import type { Manifest, Stored } from './manifest.ts'
 
@@ -27,7 +27,9 @@ export function readState(): BackupState {
 }
 
 export function writeState(state: BackupState): void {
-  mkdirSync(`${BACKUP_STATE}/metrics`, { recursive: true, mode: 0o755 })
+  mkdirSync(`${BACKUP_STATE}/metrics`, { recursive: true })
+  // The exporter is another user, and cron's runs have a umask that shuts it out.
+  chmodSync(`${BACKUP_STATE}/metrics`, 0o755)
   put(STATE, JSON.stringify(state), 0o600)
   put(METRICS, metrics(state), 0o644)
 }
