@@ -14,8 +14,8 @@ const inNetwork = (address: string, last: number) => address.replace(/\d+$/, Str
 
 /** The machines that packets come from. `cloudflare` lies in the range that plays Cloudflare's. */
 const CLIENTS = {
-  admin: { network: NETWORKS.main.name, address: inNetwork(SERVER.address, 40), server: SERVER.address },
-  stranger: { network: NETWORKS.main.name, address: inNetwork(SERVER.address, 41), server: SERVER.address },
+  admin: { network: NETWORKS.main.name, address: inNetwork(SERVER.address, 60), server: SERVER.address },
+  stranger: { network: NETWORKS.main.name, address: inNetwork(SERVER.address, 61), server: SERVER.address },
   cloudflare: {
     network: NETWORKS.edge.name,
     address: inNetwork(SERVER.edgeAddress, 150),
