@@ -86,9 +86,9 @@ systemctl stop kgc-firewall-revert.timer 2> /dev/null || true`
 
 test.before(async () => {
   await rehearsal()
-  // It would take the probes of port 22 for somebody who guesses passwords.
+  // It would take the probes of port 22 for somebody who guesses passwords, also after the server's restart.
   await onConsole(`
-systemctl stop fail2ban
+systemctl disable -q --now fail2ban
 if [ -x /usr/local/sbin/kgc-firewall ]; then /usr/local/sbin/kgc-firewall off; fi
 ${removeTraces}
 ${dockerWithIpv6}`)
@@ -102,7 +102,7 @@ ${dockerWithIpv6}`)
 })
 
 test.after(async () => {
-  await onConsole(`systemctl start fail2ban
+  await onConsole(`systemctl enable -q --now fail2ban
 /usr/local/sbin/kgc-firewall off${removeTraces}`)
   await onServer(playCloudflare)
   await Promise.all([stopListening(), stopClients(), stopSide(NEIGHBOR)])
