@@ -160,13 +160,16 @@ export async function connectAs(user: string): Promise<Host> {
   return connect({ host: SERVER.address, port: 22, user, keyFile: inState('id_ed25519'), hostKey: await hostKey() })
 }
 
-/** Removes the server and its disk. */
+/** Removes the server, its disk and its backups. */
 export async function removeServer(): Promise<void> {
   await local.probe(sh`docker rm -f -v ${SERVER.container}`, { timeout: 120 })
   await until(
     async () => !(await isMounted()) || (await local.probe(sh`umount ${DISK}`)).code === 0,
     'the disk to be released',
   )
+  // The next server has other secrets, among them the one of the files' backups.
+  await local.probe(sh`docker rm -f ${S3.container}`)
+  await local.probe(sh`docker volume rm ${S3.container}`)
   await local.read(sh`rm -rf ${DISK} ${DISK_IMAGE} ${inState('.env')} ${inState('ready')}`)
 }
 
