@@ -2,7 +2,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { checkFile, type Step } from './bootstrap.ts'
 import { messageOf, Stop } from './errors.ts'
 import type { Host } from './host.ts'
-import { putFile, type ServerFile, serverText } from './put-file.ts'
+import { type ServerFile, serverText } from './put-file.ts'
+import { putFiles } from './server-files.ts'
 import { quote, script, sh } from './shell.ts'
 
 const SUDOERS = '/etc/sudoers.d/kgc-admin'
@@ -47,7 +48,7 @@ install -d -m 700 -o ${name} -g ${name} "$home/.ssh"
 chown ${name}: "$home/.ssh/authorized_keys"
 chmod 600 "$home/.ssh/authorized_keys"`),
       )
-      for (const { path, content, ...rights } of files) await putFile(host, path, content, rights)
+      await putFiles(host, files)
     },
   }
 }
@@ -87,7 +88,7 @@ for wanted in ${effective.map(quote).join(' ')}; do
   sshd -T 2> /dev/null | grep -qx "$wanted" || echo "what counts is not: $wanted"
 done`,
     async apply(host, dryRun) {
-      for (const { path, content, ...rights } of programs) await putFile(host, path, content, rights)
+      await putFiles(host, programs)
       await host.write(script('install -d -m 700 /etc/kgc && systemctl daemon-reload && systemctl enable -q kgc-sshd'))
       await host.write(sh`${KGC_SSHD} try ${seconds}`, { input: content })
       try {

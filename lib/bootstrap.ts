@@ -1,6 +1,6 @@
 import type { Host } from './host.ts'
-import { putFile, type ServerFile } from './put-file.ts'
-import { sha256 } from './server-files.ts'
+import type { ServerFile } from './put-file.ts'
+import { putFiles, sha256 } from './server-files.ts'
 import { type Command, quote, script, sh } from './shell.ts'
 
 /** One thing that a server should be, how to see whether it is, and how to make it so. */
@@ -108,7 +108,7 @@ export const filesStep = (title: string, files: ServerFile[], after?: Command, m
   title,
   check: [...files.map(checkFile), more].join('\n'),
   async apply(host) {
-    for (const { path, content, ...rights } of files) await putFile(host, path, content, rights)
+    await putFiles(host, files)
     if (after) await host.write(after, { timeout: 120 })
   },
 })

@@ -17,6 +17,7 @@ done`),
 
 export const sha256 = (text: string) => createHash('sha256').update(text).digest('hex')
 
+/** Puts each file in its place, by rename. */
 export async function putFiles(host: Host, files: ServerFile[]): Promise<void> {
-  for (const { path, content, mode = '600' } of files) await putFile(host, path, content, { mode })
+  for (const { path, content, ...rights } of files) await putFile(host, path, content, rights)
 }
