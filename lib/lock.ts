@@ -4,8 +4,8 @@ import { EXIT, Stop } from './errors.ts'
 import type { Host } from './host.ts'
 import { LOCK, LOCK_HOLDER, ROOT, STEP_LOCK } from './layout.ts'
 import type { Log } from './log.ts'
+import { stateSum } from './release/survey.ts'
 import { type Command, script, sh } from './shell.ts'
-import { stateSum } from './survey.ts'
 
 export type Holder = Actor & { since: string; action: string }
 

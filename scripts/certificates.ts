@@ -1,10 +1,10 @@
-import { wantedCertificate } from '../lib/certificates.ts'
+import { wantedCertificate } from '../lib/certificates/certificates.ts'
 import {
   applyCertificates,
   certificateStatus,
   checkCertificates,
   renewCertificate,
-} from '../lib/certificates-server.ts'
+} from '../lib/certificates/server.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook } from '../lib/cli.ts'
 import { loadConfig, sshTarget } from '../lib/config.ts'
 import { EXIT, Stop } from '../lib/errors.ts'

@@ -1,11 +1,12 @@
 import { connectAdmin } from '../lib/admin.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook } from '../lib/cli.ts'
-import { currentRanges } from '../lib/cloudflare.ts'
 import { loadConfig, sshTarget } from '../lib/config.ts'
 import { confirm } from '../lib/confirm.ts'
 import { EXIT, Stop } from '../lib/errors.ts'
-import { FAMILIES, firewallRules, httpsRanges } from '../lib/firewall.ts'
-import { REVERT_FLAG, revertSeconds, tryRules, wantedAccess } from '../lib/firewall-apply.ts'
+import { REVERT_FLAG, revertSeconds, tryRules, wantedAccess } from '../lib/firewall/apply.ts'
+import { currentRanges } from '../lib/firewall/cloudflare.ts'
+import { readOriginPull } from '../lib/firewall/origin-pull.ts'
+import { FAMILIES, firewallRules, httpsRanges } from '../lib/firewall/rules.ts'
 import {
   assertSafe,
   checkActive,
@@ -16,8 +17,7 @@ import {
   readCounters,
   surveyFirewall,
   switchOff,
-} from '../lib/firewall-server.ts'
-import { readOriginPull } from '../lib/origin-pull.ts'
+} from '../lib/firewall/server.ts'
 import { redactor } from '../lib/redact.ts'
 import { sh } from '../lib/shell.ts'
 

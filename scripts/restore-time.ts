@@ -1,13 +1,13 @@
 import { currentActor } from '../lib/actor.ts'
-import { httpChecks } from '../lib/checks.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook, WAIT_FLAG, waitSeconds } from '../lib/cli.ts'
 import { loadConfig, sshTarget } from '../lib/config.ts'
 import { confirmName } from '../lib/confirm.ts'
 import { EXIT, Stop } from '../lib/errors.ts'
-import { parseWhen } from '../lib/pitr.ts'
-import { type PitrRun, restoreBesideOnly, restoreToTime, undoRestore } from '../lib/pitr-restore.ts'
+import { parseWhen } from '../lib/pitr/cluster.ts'
+import { type PitrRun, restoreBesideOnly, restoreToTime, undoRestore } from '../lib/pitr/restore.ts'
 import { redactor } from '../lib/redact.ts'
-import { describeCheck, runChecks } from '../lib/smoke.ts'
+import { httpChecks } from '../lib/smoke/checks.ts'
+import { describeCheck, runChecks } from '../lib/smoke/smoke.ts'
 import { connect } from '../lib/ssh.ts'
 
 await runbook(

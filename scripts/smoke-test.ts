@@ -1,10 +1,10 @@
-import { databaseChecks, httpChecks } from '../lib/checks.ts'
 import { ENV_FLAG, runbook } from '../lib/cli.ts'
 import { loadConfig, siteUrl, sshTarget } from '../lib/config.ts'
 import { EXIT } from '../lib/errors.ts'
 import { redactor } from '../lib/redact.ts'
-import { parseVersion } from '../lib/release.ts'
-import { describeCheck, runChecks } from '../lib/smoke.ts'
+import { parseVersion } from '../lib/release/release.ts'
+import { databaseChecks, httpChecks } from '../lib/smoke/checks.ts'
+import { describeCheck, runChecks } from '../lib/smoke/smoke.ts'
 import { connect } from '../lib/ssh.ts'
 
 await runbook(

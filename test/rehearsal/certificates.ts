@@ -1,6 +1,6 @@
 import { existsSync, mkdirSync } from 'node:fs'
 import { isIP } from 'node:net'
-import { certificateNames } from '../../lib/certificates.ts'
+import { certificateNames } from '../../lib/certificates/certificates.ts'
 import { chain, sh } from '../../lib/shell.ts'
 import { local } from './engine.ts'
 import { ACME, CLOUDFLARE_API, DOMAIN, inState, REGISTRY, S3 } from './names.ts'

@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
-import { readRanges } from '../../lib/cloudflare.ts'
+import { readRanges } from '../../lib/firewall/cloudflare.ts'
 import { PROJECT_DIR, RUNNER_ADDRESS } from './names.ts'
 
 export type Published = { ipv4_cidrs: unknown; ipv6_cidrs: unknown }

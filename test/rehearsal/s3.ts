@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
-import { s3Client } from '../../lib/s3-client.ts'
+import { s3Client } from '../../lib/backup/s3-client.ts'
 import { sh } from '../../lib/shell.ts'
 import { docker, local } from './engine.ts'
 import { inState, NETWORKS, PREFIX, S3 } from './names.ts'

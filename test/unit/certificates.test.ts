@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { certificateNames, pairProblems, remedies, wantedCertificate } from '../../lib/certificates.ts'
+import { certificateNames, pairProblems, remedies, wantedCertificate } from '../../lib/certificates/certificates.ts'
 import { validate } from '../../lib/config.ts'
 import { PROJECT_DIR } from '../rehearsal/names.ts'
 

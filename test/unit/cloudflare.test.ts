@@ -7,9 +7,9 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { parseCidr } from '../../lib/cidr.ts'
-import { checkRanges, currentRanges, fetchRanges, readRanges } from '../../lib/cloudflare.ts'
 import { validate } from '../../lib/config.ts'
-import { originPullFiles } from '../../lib/origin-pull.ts'
+import { checkRanges, currentRanges, fetchRanges, readRanges } from '../../lib/firewall/cloudflare.ts'
+import { originPullFiles } from '../../lib/firewall/origin-pull.ts'
 
 const test = suite("Cloudflare's published ranges")
 

@@ -2,10 +2,10 @@ import { readFileSync } from 'node:fs'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { contains, isInside, parseCidr, parseCidrs } from '../../lib/cidr.ts'
-import { checkRanges, readRanges } from '../../lib/cloudflare.ts'
 import { validate } from '../../lib/config.ts'
-import { type Access, difference, firewallRules, httpsRanges } from '../../lib/firewall.ts'
-import { assertSafe } from '../../lib/firewall-server.ts'
+import { checkRanges, readRanges } from '../../lib/firewall/cloudflare.ts'
+import { type Access, difference, firewallRules, httpsRanges } from '../../lib/firewall/rules.ts'
+import { assertSafe } from '../../lib/firewall/server.ts'
 
 const test = suite('the firewall')
 

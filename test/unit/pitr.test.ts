@@ -11,9 +11,9 @@ import {
   parseBackups,
   parseWhen,
   restoreArguments,
-} from '../../lib/pitr.ts'
-import { parseFound } from '../../lib/pitr-server.ts'
-import { swapTo } from '../../lib/pitr-swap.ts'
+} from '../../lib/pitr/cluster.ts'
+import { parseFound } from '../../lib/pitr/server.ts'
+import { swapTo } from '../../lib/pitr/swap.ts'
 import { PROJECT_DIR } from '../rehearsal/names.ts'
 
 const test = suite('point in time')

@@ -7,8 +7,8 @@ import {
   type ReleaseRecord,
   releases,
   rollbackTarget,
-} from '../../lib/release.ts'
-import { imagesToRemove } from '../../lib/retention.ts'
+} from '../../lib/release/release.ts'
+import { imagesToRemove } from '../../lib/release/retention.ts'
 
 const test = suite('the record of releases')
 

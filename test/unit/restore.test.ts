@@ -4,12 +4,12 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import type { DatabaseBackup, Manifest } from '../../lib/backup/manifest.ts'
 import { EXIT, Stop } from '../../lib/errors.ts'
-import { readIdentities, recipientsOf } from '../../lib/identity.ts'
-import type { DatabaseBackup, Manifest } from '../../lib/manifest.ts'
-import { undoSwaps } from '../../lib/restore-aside.ts'
-import { download } from '../../lib/restore-fetch.ts'
-import { besideName, findBeside, readStamp, stampOf } from '../../lib/restore-names.ts'
+import { undoSwaps } from '../../lib/restore/aside.ts'
+import { download } from '../../lib/restore/fetch.ts'
+import { readIdentities, recipientsOf } from '../../lib/restore/identity.ts'
+import { besideName, findBeside, readStamp, stampOf } from '../../lib/restore/names.ts'
 import {
   ago,
   describeLoss,
@@ -18,10 +18,10 @@ import {
   obstacles,
   pickDatabases,
   pickRun,
-} from '../../lib/restore-plan.ts'
-import type { DatabaseServer } from '../../lib/restore-server.ts'
-import { createBeside, giveProperties, identifier, literal, reverse, swapSql } from '../../lib/restore-sql.ts'
-import { exchangeDatabases, swapScript, writersOf } from '../../lib/restore-swap.ts'
+} from '../../lib/restore/plan.ts'
+import type { DatabaseServer } from '../../lib/restore/server.ts'
+import { createBeside, giveProperties, identifier, literal, reverse, swapSql } from '../../lib/restore/sql.ts'
+import { exchangeDatabases, swapScript, writersOf } from '../../lib/restore/swap.ts'
 
 const test = suite('restore: what is decided before anything is touched')
 

@@ -1,6 +1,6 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type Check, countsAgainst, describeCheck, runChecks } from '../../lib/smoke.ts'
+import { type Check, countsAgainst, describeCheck, runChecks } from '../../lib/smoke/smoke.ts'
 
 const test = suite('smoke checks')
 

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { releaseName } from '../../../lib/color.ts'
+import { releaseName } from '../../../lib/release/color.ts'
 import { script, sh } from '../../../lib/shell.ts'
 import { docker } from '../engine.ts'
 import {

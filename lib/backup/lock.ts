@@ -1,0 +1,62 @@
+import { spawn } from 'node:child_process'
+import { readFileSync, writeFileSync } from 'node:fs'
+import { EXIT, Stop } from '../errors.ts'
+import { connectTo } from './databases.ts'
+
+/** On the server, this is state/backup in /opt/kgc; restore and migrations take the same lock there. */
+export const BACKUP_STATE = '/var/lib/backup'
+const LOCK = `${BACKUP_STATE}/lock`
+const HOLDER = `${BACKUP_STATE}/holder`
+const HELD_BY_ANOTHER = 75
+/** 'kgc' in ASCII: the same lock for who reaches the database, but not this folder. */
+const ADVISORY_KEY = 0x6b6763
+
+/**
+ * Takes the lock of all backups: a file's, held by a process that ends with this one, and one in the database, held by a session.
+ * @returns a function that gives both back
+ * @throws Stop (exit 3) when another run holds either
+ */
+export async function takeBackupLock(run: string): Promise<() => Promise<void>> {
+  const holder = spawn('flock', ['-n', '-E', String(HELD_BY_ANOTHER), LOCK, 'sh', '-c', 'echo held; cat'], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  })
+  const ended = new Promise<number | null>((resolve) => holder.on('close', resolve))
+  const taken = new Promise<true>((resolve) => holder.stdout.once('data', () => resolve(true)))
+  const outcome = await Promise.race([taken, ended])
+  if (outcome === HELD_BY_ANOTHER) throw heldBy(readHolder())
+  if (outcome !== true) throw new Stop(`${LOCK} could not be locked: flock ended with ${outcome}.`)
+  const release = async () => {
+    holder.stdin.end()
+    await ended
+  }
+  const session = await connectTo('postgres').catch(async (error) => {
+    await release()
+    throw error
+  })
+  const { rows } = await session.query('SELECT pg_try_advisory_lock($1) AS taken', [ADVISORY_KEY])
+  if (!rows[0].taken) {
+    await session.end()
+    await release()
+    throw heldBy('a run elsewhere, which holds the lock in the database')
+  }
+  writeFileSync(HOLDER, `${run}, since ${new Date().toISOString()}\n`)
+  return async () => {
+    await session.end().catch(() => {})
+    await release()
+  }
+}
+
+const heldBy = (who: string) =>
+  new Stop(
+    `Another backup, a restore or a migration is running: ${who}.`,
+    ['Wait for it; a lock whose holder died is free at once.'],
+    EXIT.locked,
+  )
+
+function readHolder(): string {
+  try {
+    return readFileSync(HOLDER, 'utf8').trim()
+  } catch {
+    return 'one that has just begun'
+  }
+}

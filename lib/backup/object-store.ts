@@ -1,0 +1,236 @@
+import { createHash } from 'node:crypto'
+import { Readable } from 'node:stream'
+import type { ObjectStoreSettings } from '../config.ts'
+import { Stop } from '../errors.ts'
+import { explainS3, isDenied, isLostAnswer, isMissing } from './object-store-errors.ts'
+import { QUEUE, s3Client } from './s3-client.ts'
+
+/** S3 allows 10,000 parts; the facts of Wasabi and others differ, so a tenth is kept free. */
+const MOST_PARTS = 9_000
+const SMALLEST_PART = 16 * 1024 ** 2
+
+export type StoredObject = { key: string; size: number; modified: Date; versionId?: string }
+export type Put = { bytes: number; sha256: string; parts: number; partSize: number; versionId?: string }
+type Range = { from?: number; versionId?: string | undefined }
+export type ObjectStore = Awaited<ReturnType<typeof openStore>>
+
+/**
+ * Bytes of a part such that a stream of about this size fits into S3's 10,000 parts. The library's own 5 MiB end at 48.8 GiB.
+ * @param expected bytes; the stream may be a fifth longer
+ */
+export const partSizeFor = (expected: number) => Math.max(SMALLEST_PART, Math.ceil((expected * 1.2) / MOST_PARTS))
+
+/**
+ * The bucket, over any server that speaks S3.
+ * @param lockDays what is stored cannot be removed for so long, also not with a stolen key; 0 for no lock
+ */
+export async function openStore(settings: ObjectStoreSettings, lockDays = 0) {
+  const { s3, client, lastDate } = await s3Client(settings)
+  const Bucket = settings.S3_BUCKET
+  const timeout = settings.S3_TIMEOUT * 1000
+  const locked = () =>
+    lockDays === 0
+      ? {}
+      : {
+          ObjectLockMode: 'GOVERNANCE' as const,
+          ObjectLockRetainUntilDate: new Date(Date.now() + lockDays * 24 * 3600_000),
+          // Required on locked objects: a checksum, of which every server knows this one.
+          ChecksumAlgorithm: 'SHA256' as const,
+        }
+  const explained = <T>(work: Promise<T>) =>
+    work.catch((error: unknown) => {
+      throw explainS3(error, settings)
+    })
+  const send = ((command: Parameters<typeof client.send>[0]) => explained(client.send(command))) as typeof client.send
+
+  /** @returns undefined when there is no such object */
+  async function head(key: string): Promise<{ size: number; versionId?: string } | undefined> {
+    try {
+      const { ContentLength = 0, VersionId } = await client.send(new s3.HeadObjectCommand({ Bucket, Key: key }))
+      return { size: ContentLength, ...(VersionId ? { versionId: VersionId } : {}) }
+    } catch (error) {
+      if (isMissing(error)) return undefined
+      throw explainS3(error, settings)
+    }
+  }
+
+  /**
+   * Stores a stream under a new name. The object appears whole or not at all; when it fails nothing is left behind.
+   * @param expected bytes, about; for the size of the parts
+   * @param onBytes told how many bytes were read so far
+   */
+  async function put(
+    key: string,
+    body: AsyncIterable<Uint8Array>,
+    { expected = 0, onBytes = (_: number) => {} } = {},
+  ): Promise<Put> {
+    const { Upload } = await import('@aws-sdk/lib-storage')
+    const hash = createHash('sha256')
+    const partSize = partSizeFor(expected)
+    let bytes = 0
+    let whole = false
+    let cause: unknown
+    async function* counted() {
+      try {
+        for await (const chunk of body) {
+          hash.update(chunk)
+          bytes += chunk.length
+          onBytes(bytes)
+          yield chunk
+        }
+        whole = true
+      } catch (error) {
+        cause = error
+        throw error
+      }
+    }
+    const upload = new Upload({
+      client,
+      params: { Bucket, Key: key, Body: Readable.from(counted(), { objectMode: false }), ...locked() },
+      partSize,
+      queueSize: QUEUE,
+      // It would try to abort by itself, and report a refused abort instead of what went wrong (measured).
+      leavePartsOnError: true,
+    })
+    try {
+      await upload.done()
+    } catch (error) {
+      const arrived = whole && isLostAnswer(error) ? await head(key).catch(() => undefined) : undefined
+      if (arrived?.size !== bytes) {
+        await upload.abort().catch(() => {})
+        await abortUploads(key).catch(() => {})
+        throw cause ?? explainS3(error, settings)
+      }
+    }
+    const found = await head(key)
+    if (found?.size !== bytes)
+      throw new Stop(`${key} was stored with ${found?.size ?? 'no'} bytes, but ${bytes} were sent.`)
+    return {
+      ...{ bytes, sha256: hash.digest('hex'), parts: Math.max(1, Math.ceil(bytes / partSize)), partSize },
+      ...(found.versionId ? { versionId: found.versionId } : {}),
+    }
+  }
+
+  /** Stores a small text, whole or not at all. */
+  async function putText(key: string, body: string): Promise<void> {
+    await send(new s3.PutObjectCommand({ Bucket, Key: key, Body: body, ContentType: 'application/json', ...locked() }))
+  }
+
+  /**
+   * The object as a stream; it fails when nothing came for the time limit. Whether it is whole is for its hash to say.
+   * @param from the byte to begin with
+   * @param versionId the version that was stored, also when another one hides it
+   */
+  async function* get(key: string, { from = 0, versionId }: Range = {}): AsyncGenerator<Buffer> {
+    const { Body } = await send(
+      new s3.GetObjectCommand({
+        Bucket,
+        Key: key,
+        VersionId: versionId,
+        ...(from > 0 ? { Range: `bytes=${from}-` } : {}),
+      }),
+    )
+    const stream = Body as Readable
+    const silence = () =>
+      stream.destroy(
+        new Stop(`${settings.S3_ENDPOINT} sent nothing for ${settings.S3_TIMEOUT} s in the middle of ${key}.`),
+      )
+    let timer = setTimeout(silence, timeout)
+    try {
+      for await (const chunk of stream) {
+        clearTimeout(timer)
+        yield chunk as Buffer
+        timer = setTimeout(silence, timeout)
+      }
+    } catch (error) {
+      throw explainS3(error, settings)
+    } finally {
+      clearTimeout(timer)
+      stream.destroy()
+    }
+  }
+
+  /** @returns undefined when there is no such object */
+  async function getText(key: string): Promise<string | undefined> {
+    try {
+      const { Body } = await client.send(new s3.GetObjectCommand({ Bucket, Key: key }))
+      return await Body?.transformToString()
+    } catch (error) {
+      if (isMissing(error)) return undefined
+      throw explainS3(error, settings)
+    }
+  }
+
+  /** All objects below a prefix. */
+  async function list(Prefix: string): Promise<StoredObject[]> {
+    const found: StoredObject[] = []
+    const pages = s3.paginateListObjectsV2({ client }, { Bucket, Prefix })
+    try {
+      for await (const { Contents = [] } of pages)
+        for (const { Key = '', Size = 0, LastModified = new Date(0) } of Contents)
+          found.push({ key: Key, size: Size, modified: LastModified })
+    } catch (error) {
+      throw explainS3(error, settings)
+    }
+    return found
+  }
+
+  /** Aborts uploads below a prefix that were begun and never completed: they cost money and no listing shows them. */
+  async function abortUploads(Prefix: string): Promise<number> {
+    let aborted = 0
+    const { Uploads = [] } = await send(new s3.ListMultipartUploadsCommand({ Bucket, Prefix }))
+    for (const { Key, UploadId } of Uploads) {
+      await send(new s3.AbortMultipartUploadCommand({ Bucket, Key, UploadId }))
+      aborted += 1
+    }
+    return aborted
+  }
+
+  /**
+   * Removes every version of every object below a prefix; the one named first goes first.
+   * @returns false when the key may not delete, or a lock forbids it; nothing more is tried then
+   */
+  async function remove(Prefix: string, first: string): Promise<boolean> {
+    try {
+      for (;;) {
+        const page = await client.send(new s3.ListObjectVersionsCommand({ Bucket, Prefix }))
+        const versions = [...(page.Versions ?? []), ...(page.DeleteMarkers ?? [])]
+        if (versions.length === 0) break
+        versions.sort((a, b) => Number(b.Key === first) - Number(a.Key === first))
+        // One at a time: the request for many carries a checksum that not every server knows.
+        for (const { Key, VersionId } of versions)
+          await client.send(
+            new s3.DeleteObjectCommand({ Bucket, Key, ...(VersionId && VersionId !== 'null' ? { VersionId } : {}) }),
+          )
+      }
+      return true
+    } catch (error) {
+      if (isDenied(error)) return false
+      throw explainS3(error, settings)
+    }
+  }
+
+  /**
+   * Asks for the bucket: by a listing, since the refusal of a HEAD has no reason in it.
+   * @returns the store's clock minus ours, in seconds
+   */
+  async function check(): Promise<number> {
+    await send(new s3.ListObjectsV2Command({ Bucket, Prefix: settings.S3_PREFIX, MaxKeys: 1 }))
+    const date = lastDate()
+    return date ? Math.round((Date.parse(date) - Date.now()) / 1000) : 0
+  }
+
+  return {
+    settings,
+    check,
+    head,
+    put,
+    putText,
+    get,
+    getText,
+    list,
+    remove,
+    abortUploads,
+    close: () => client.destroy(),
+  }
+}

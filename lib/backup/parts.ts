@@ -1,0 +1,85 @@
+import { type Command, script, sh } from '../shell.ts'
+import type { Snapshot } from './databases.ts'
+import { countRows } from './databases.ts'
+import type { DatabaseBackup, Stored } from './manifest.ts'
+import { type BackupRun, readBack, store } from './store.ts'
+
+/** A migration that holds a table for longer makes the dump fail, rather than wait with everything queued behind it. */
+const LOCK_WAIT = '60s'
+/** pg_dump's text is about this much of the database's size, and compressed this much of that (measured mixes: 0.75, 0.2). */
+const EXPECTED_STORED = 0.2
+
+/** -Z0: zstd compresses, after it. Format 15 of every server of that version, read by pg_restore of it and of later ones. */
+export const dumpCommand = (name: string, snapshot: string): Command =>
+  sh`pg_dump --format=custom --compress=0 --no-password ${`--snapshot=${snapshot}`} ${`--lock-wait-timeout=${LOCK_WAIT}`} --dbname=${name}`
+
+/** Counts the rows of a snapshot and dumps it, then lets it go. */
+export async function backUpDatabase(run: BackupRun, { name, client, about }: Snapshot): Promise<DatabaseBackup> {
+  try {
+    const rows = await countRows(client)
+    const stored = await store(run, `${name}.dump.zst.age`, dumpCommand(name, about.snapshot), {
+      what: `The dump of ${name}`,
+      expected: about.size,
+    })
+    return { ...stored, ...about, rows }
+  } finally {
+    await client.end().catch(() => {})
+  }
+}
+
+/** What to expect of a database that was never backed up, in bytes. */
+export const expectedStored = (size: number) => size * EXPECTED_STORED
+
+/** Reads the dump from front to end, table of contents and data, and restores nothing. */
+export const readDump = (run: BackupRun, dump: DatabaseBackup): Promise<DatabaseBackup> =>
+  readBack(run, dump, sh`pg_restore --file=/dev/null`, {
+    what: `Reading the dump of ${dump.name}`,
+  }) as Promise<DatabaseBackup>
+
+export const backUpGlobals = (run: BackupRun): Promise<Stored> =>
+  store(run, 'globals.sql.zst.age', sh`pg_dumpall --globals-only --no-password --database=postgres`, {
+    what: 'The dump of the roles',
+  })
+
+/** Where the server's own folder is mounted in the container. */
+const SERVER_FOLDER = '/data/server'
+
+export const backUpSecrets = (run: BackupRun): Promise<Stored> =>
+  store(run, 'secrets.tar.zst.age', sh`tar --create --directory ${SERVER_FOLDER} .env secrets certs`, {
+    what: "The tar of the server's secrets",
+  })
+
+/** For what a program wants as a file; emptied at the start of every run. */
+export const SPOOL = '/var/lib/backup/spool'
+
+/** REDISCLI_AUTH comes from the environment. A copy of memory: the append-only file must never be copied while it is written. */
+export const backUpRedis = (run: BackupRun): Promise<Stored> =>
+  store(run, 'redis-queue.rdb.zst.age', sh`redis-cli -h redis-queue --user backup --no-auth-warning --rdb -`, {
+    what: 'The copy of the job queue',
+  })
+
+/** SQLite's own backup: a copy of the file could be half of a transaction. */
+export const backUpGrafana = (run: BackupRun): Promise<Stored> =>
+  store(
+    run,
+    'grafana.db.zst.age',
+    script(
+      `rm -f ${SPOOL}/grafana.db && sqlite3 -readonly /data/grafana-data/grafana.db '.backup ${SPOOL}/grafana.db' && cat ${SPOOL}/grafana.db`,
+    ),
+    { what: "The copy of Grafana's database" },
+  )
+
+const CHECK_RDB = script(`cat > ${SPOOL}/check.rdb && redis-check-rdb ${SPOOL}/check.rdb >&2 && rm ${SPOOL}/check.rdb`)
+const CHECK_SQLITE = script(
+  `cat > ${SPOOL}/check.db && sqlite3 ${SPOOL}/check.db 'PRAGMA integrity_check' | grep -qx ok && rm ${SPOOL}/check.db`,
+)
+const READERS: Record<string, Command> = {
+  redis: CHECK_RDB,
+  grafana: CHECK_SQLITE,
+  secrets: sh`tar --list`,
+  globals: sh`grep -q ${'PostgreSQL database cluster dump complete'}`,
+}
+
+/** Reads a part to its end, by what knows its format. */
+export const readPart = (run: BackupRun, name: keyof typeof READERS, part: Stored): Promise<Stored> =>
+  readBack(run, part, READERS[name] ?? sh`cat`, { what: `Reading ${part.key}` })

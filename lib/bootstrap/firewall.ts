@@ -1,0 +1,62 @@
+import type { Cidr } from '../cidr.ts'
+import type { AccessSettings } from '../config.ts'
+import { tryFor, tryRules, wantedAccess } from '../firewall/apply.ts'
+import { currentRanges } from '../firewall/cloudflare.ts'
+import { FAMILIES, firewallRules, httpsRanges } from '../firewall/rules.ts'
+import {
+  assertSafe,
+  FIREWALL,
+  FIREWALL_FILES,
+  giveNginx,
+  install,
+  type Reports,
+  readKept,
+  surveyFirewall,
+} from '../firewall/server.ts'
+import type { Host } from '../host.ts'
+import { sh } from '../shell.ts'
+import { checkFile, type Step } from './step.ts'
+
+/** Cloudflare's ranges: those that the server has, as it keeps them current itself; else those of today. */
+export async function rangesFor(host: Host, settings: AccessSettings, warn: (text: string) => void): Promise<Cidr[]> {
+  const last = httpsRanges(await readKept(host))
+  return last.length > 0 ? last : currentRanges(settings, [], false, warn)
+}
+
+/**
+ * The same rules that scripts/harden-firewall.ts applies, and in the same way.
+ * @param forNginx see `originPullFiles`
+ * @param connect opens a new connection that may do everything
+ * @param seconds until rules that nobody confirmed go back
+ */
+export function firewall(
+  settings: AccessSettings,
+  sshPort: number,
+  cloudflare: Cidr[],
+  reports: Reports,
+  forNginx: Partial<Record<string, string>>,
+  connect: () => Promise<Host>,
+  seconds: number,
+): Step {
+  const access = wantedAccess(settings, sshPort, cloudflare)
+  const rules = { 4: firewallRules(access, 4), 6: firewallRules(access, 6) }
+  const files = [
+    ...FIREWALL_FILES,
+    ...FAMILIES.map((family) => ({ path: `/etc/kgc/firewall/rules.v${family}`, content: rules[family] })),
+  ]
+  return {
+    title: 'Firewall',
+    check: `
+${files.map(checkFile).join('\n')}
+[ ! -x ${FIREWALL} ] || ${FIREWALL} check 2>&1
+systemctl is-enabled -q kgc-firewall || echo 'it does not start at boot'`,
+    async apply(host, dryRun) {
+      if (!dryRun) assertSafe(await surveyFirewall(host), access, false)
+      await install(host, rules, reports)
+      if (dryRun) await host.write(tryFor(seconds))
+      else await tryRules(host, seconds, connect)
+      await host.write(sh`${FIREWALL} on`)
+      await giveNginx(host, forNginx)
+    },
+  }
+}

@@ -1,0 +1,205 @@
+import type { Actor } from '../actor.ts'
+import { EXIT, messageOf, Stop } from '../errors.ts'
+import type { Host } from '../host.ts'
+import { withLock } from '../lock.ts'
+import type { Log } from '../log.ts'
+import {
+  type Backup,
+  chooseBackup,
+  download,
+  forkOld,
+  local,
+  newVolume,
+  parseBackups,
+  removeLeftovers,
+  SIDE,
+  startSide,
+  stopSide,
+  type When,
+} from './cluster.ts'
+import { compareClusters, type Found, flushLog, surveyPitr, waitForSide } from './server.ts'
+import { PUT_BACK, SWAP_LOG, swapTo } from './swap.ts'
+
+export type PitrRun = {
+  log: Log
+  server: Host
+  actor: Actor
+  dryRun: boolean
+  /** Seconds to wait for another run. */
+  wait: number
+  /** Asks for what cannot be taken back by answering again; throws when the answer is no. */
+  approve(question: string): Promise<void>
+}
+
+/** Downloading and replaying 100 GB takes under an hour (backup.md: 390 MB/s on local disk); the lock holds for two. */
+const LONGEST_SECONDS = 6000
+const SWAP_SECONDS = 1200
+
+/**
+ * Puts the whole cluster back to a moment. It is restored beside the one that serves, which is not touched until the
+ * restored one has proved to start, has been compared with it, and was approved.
+ * @throws Stop that says what serves now
+ */
+export async function restoreToTime(run: PitrRun, when: When): Promise<void> {
+  await besideLive(run, `restore to ${describe(when)}`, async (host, found) => {
+    const { log, dryRun } = run
+    if (found.live === 'ours') await log.step('The log up to now into S3', () => flushLog(host))
+    const backup = chooseBackup(parseBackups(found.info), when)
+    assertRoom(backup, found)
+    log.say(`  ${describe(when)}: from the ${backup.type} backup of ${local(backup.stop)}, ${gigabytes(backup.bytes)}.`)
+    const volume = newVolume(new Date())
+    await log.step('Download', () => host.write(download(volume, backup, when), { timeout: LONGEST_SECONDS }))
+    const newest = await replay(run, host, volume)
+    if (newest) log.say(`  Its newest transaction is of ${local(newest)}.`)
+    const differences = dryRun || found.live !== 'ours' ? [] : await compare(run, host)
+    await replace(run, host, volume, describe(when), differences, found)
+  })
+}
+
+/** Lets the cluster serve again that the last restore to a time replaced. */
+export async function undoRestore(run: PitrRun): Promise<void> {
+  await besideLive(run, 'undo of a restore', async (host, found) => {
+    const last = found.replacements.at(-1)
+    if (!last) throw new Stop('No restore to a time was ever done here: there is nothing to undo.')
+    if (!found.volumes.includes(last.was))
+      throw new Stop(`The cluster that served before ${last.at} is gone: there is no volume ${last.was}.`)
+    run.log.say(`  ${last.was}, which served until ${local(new Date(last.at))}.`)
+    await run.log.step('A line of its own', () => host.write(forkOld(last.was), { timeout: 60 }))
+    await replay(run, host, last.was)
+    const differences = run.dryRun || found.live === 'down' ? [] : await compare(run, host)
+    await replace(run, host, last.was, `undo of ${last.target}`, differences, found)
+  })
+}
+
+/** Restores to a moment into the second cluster and leaves it running, to copy from: one table, or one database. */
+export async function restoreBesideOnly(run: PitrRun, when: When): Promise<void> {
+  await besideLive(
+    run,
+    `look at ${describe(when)}`,
+    async (host, found) => {
+      if (found.live === 'ours') await run.log.step('The log up to now into S3', () => flushLog(host))
+      const backup = chooseBackup(parseBackups(found.info), when)
+      assertRoom(backup, found)
+      const volume = newVolume(new Date())
+      await run.log.step('Download', () => host.write(download(volume, backup, when), { timeout: LONGEST_SECONDS }))
+      await replay(run, host, volume)
+      run.log.result(`The cluster as of ${describe(when)} runs in ${SIDE}. The next run with --time removes it.`)
+    },
+    'keep',
+  )
+}
+
+/** What every run has around it: the lock, what a dead run left, and the second cluster taken away when it did not come to serve. */
+async function besideLive(
+  { log, server, actor, dryRun, wait }: PitrRun,
+  action: string,
+  work: (host: Host, found: Found) => Promise<void>,
+  after: 'remove' | 'keep' = 'remove',
+): Promise<void> {
+  await withLock(server, log, { ...actor, action }, { dryRun, wait }, async (host) => {
+    const found = await log.step('Survey', () => surveyPitr(server))
+    if (found.swap) {
+      await log.step('Complete what was cut off', () => host.write(swapTo(found.swap, ''), { timeout: SWAP_SECONDS }))
+      throw new Stop(`A restore that was cut off is complete now: ${found.swap} serves. Yours was not begun.`, [
+        'If you still want it, run it again.',
+      ])
+    }
+    assertReady(found)
+    await host.write(removeLeftovers(found.leftovers))
+    try {
+      await work(host, found)
+    } catch (error) {
+      const { volume, leftovers } = await surveyPitr(server).catch(() => ({ ...found, leftovers: [] }))
+      if (!dryRun && after === 'remove')
+        await host.write(removeLeftovers(leftovers)).catch((failure) => log.warn(messageOf(failure)))
+      throw explain(error, volume === found.volume ? `${volume} serves, as before.` : `${volume} serves.`)
+    }
+  })
+}
+
+function assertReady({ on, keeper, info }: Found): void {
+  if (!on)
+    throw new Stop("Point in time recovery is off: PITR=on is not in the server's .env.", [
+      'The nightly dumps can be restored.',
+    ])
+  if (!keeper || !info)
+    throw new Stop(`kgc-pitr-1 ${keeper ? 'does not reach S3' : 'does not run'}, so nothing was begun.`, [
+      keeper
+        ? 'docker logs --tail 20 kgc-pitr-1'
+        : 'Deploy the serving release: it starts everything that does not run.',
+    ])
+}
+
+function assertRoom({ bytes }: Backup, { freeBytes }: Found): void {
+  const needed = bytes * 1.1
+  if (needed > freeBytes)
+    throw new Stop(`It needs ${gigabytes(needed)} beside what is there, and ${gigabytes(freeBytes)} are free.`, [
+      'docker volume ls --filter label=kgc.pitr lists clusters of earlier restores.',
+    ])
+}
+
+/** @returns when its newest transaction was */
+async function replay({ log, dryRun }: PitrRun, host: Host, volume: string): Promise<Date | undefined> {
+  const epoch = await log.step('Replay the log', async () => {
+    await host.write(startSide(volume), { timeout: 120 })
+    return host.write(waitForSide, { timeout: LONGEST_SECONDS })
+  })
+  return dryRun || !epoch ? undefined : new Date(Number(epoch) * 1000)
+}
+
+const compare = ({ log }: PitrRun, host: Host) =>
+  log.step('Compare with what serves', () => compareClusters(host, LONGEST_SECONDS))
+
+async function replace(
+  { log, approve, dryRun }: PitrRun,
+  host: Host,
+  volume: string,
+  target: string,
+  differences: string[],
+  found: Found,
+): Promise<void> {
+  for (const line of differences) log.result(line)
+  if (!dryRun)
+    await approve(
+      `The cluster of ${host.name} is replaced (${target}). ${differences.length === 0 ? 'No table has another number of rows.' : `${differences.length} differences are listed above.`} What was written after that moment is not in it; ${found.volume} keeps it.`,
+    )
+  await log.step('Stop the second cluster', () => host.write(stopSide, { timeout: 150 }))
+  const said = await log.step(
+    'Swap',
+    () =>
+      host.write(swapTo(volume, target), { timeout: SWAP_SECONDS }).catch((error) => {
+        throw swapFailed(error, found)
+      }),
+    'whole',
+  )
+  if (dryRun) return log.say('Dry run: nothing was changed.')
+  log.result(`✅ ${volume} serves (${target}); ${said.split('\n').at(-1)}.`)
+  log.say(
+    `Back to the one before: npx tsx scripts/restore-time.ts --undo. It is in ${found.volume} until you remove it.`,
+  )
+  log.say('A backup of the new line of the log begins now: kgc-pitr-1 makes it by itself.')
+}
+
+function swapFailed(error: unknown, { volume }: Found): Stop {
+  const putBack = /exit code (\d+)/.exec(messageOf(error))?.[1] === String(PUT_BACK)
+  return putBack
+    ? new Stop(
+        `The restored cluster did not start, and ${volume} serves again.\n${messageOf(error)}`,
+        [],
+        EXIT.rolledBack,
+      )
+    : new Stop(
+        `The swap did not end well: ${messageOf(error)}`,
+        [`Run the same command again: it completes the swap. Its log is /opt/kgc/${SWAP_LOG}.`],
+        EXIT.needsHuman,
+      )
+}
+
+function explain(error: unknown, serving: string): unknown {
+  if (/recovery ended before configured recovery target/.test(messageOf(error)))
+    return new Stop(`The log in S3 ends before that moment.\n${serving}`, ['As far as it goes: --time newest'])
+  return error instanceof Stop ? error.withServing(serving) : new Stop(`${messageOf(error)}\n${serving}`)
+}
+
+export const describe = (when: When) => (when === 'newest' ? 'the newest data' : `${local(when)} (Budapest)`)
+const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(1)} GB`

@@ -1,0 +1,165 @@
+import { randomUUID } from 'node:crypto'
+import type { Actor } from '../actor.ts'
+import { type Config, siteUrl } from '../config.ts'
+import { BadRelease, EXIT, type ExitCode, messageOf, Stop } from '../errors.ts'
+import type { Host } from '../host.ts'
+import { withLock } from '../lock.ts'
+import { type Log, seconds } from '../log.ts'
+import { notify } from '../slack.ts'
+import { checkoutCommit } from './checkout.ts'
+import { other, releaseName } from './color.ts'
+import { cutOver, isSettled, retire, settle } from './cutover.ts'
+import { appendRecord, type Images, type ReleaseRecord } from './release.ts'
+import { imagesOnServer, imagesToRemove, removeImages } from './retention.ts'
+import { describeServing, type Survey, survey } from './survey.ts'
+
+export type Run = {
+  log: Log
+  server: Host
+  config: Config<'front' | 'server' | 'release' | 'notify'>
+  actor: Actor
+  dryRun: boolean
+  /** Seconds to wait for another run. */
+  wait: number
+  /** When the command was given, in milliseconds since 1970. */
+  started: number
+  /** What the server was like before the lock was taken: still right when no other run came between. */
+  known: Survey
+}
+
+/** What a run does that is its own; the rest is the same for a deploy and a rollback. */
+export type Change = {
+  action: 'deploy' | 'rollback'
+  version: string
+  images: Images
+  commit: string
+  /** Lines of the success message, after its title. */
+  details: string[]
+  /** Everything before the new color starts. `note` adds to the record of this run. */
+  prepare(host: Host, found: Survey, note: (line: Partial<ReleaseRecord>) => Promise<unknown>): Promise<void>
+  /** What is worth telling once the release serves; it runs beside the draining. */
+  lookBack?(host: Host): Promise<void>
+}
+
+/** Characters: it may hold a container's log. */
+const LONGEST_REASON = 2000
+
+/**
+ * Changes which release serves, under the lock, with a record of it, and tells Slack.
+ * @param choose what to change to, given what the server is like once the lock is held
+ * @throws Stop that says what serves now
+ */
+export async function changeRelease(
+  run: Run,
+  action: string,
+  choose: (found: Survey, host: Host) => Promise<Change>,
+): Promise<ExitCode> {
+  const { log, server, config, actor, dryRun, wait, started, known } = run
+  const url = siteUrl(config.front)
+  const tell = (text: string) => (dryRun ? Promise.resolve() : notify(log, config.notify.SLACK_WEBHOOK_URL, text))
+
+  return withLock(server, log, { ...actor, action }, { dryRun, wait }, async (host, sum = known.sum) => {
+    const found = sum === known.sum ? known : await survey(server)
+    const before = found.active
+    const change = await choose(found, host)
+    const { version, images, commit } = change
+    const next = { color: before ? other(before.color) : 'blue', version } as const
+    const id = randomUUID()
+    const write = (line: Partial<ReleaseRecord>) => host.write(appendRecord({ id, ...line }))
+    const title = `${change.action === 'deploy' ? 'Deploy' : 'Rollback to'} ${version}`
+
+    log.say(`  ${describeServing(found)} ${version} goes to ${next.color}.`)
+    const announced = tell(`${title} started by ${actor.who}: ${url}`)
+    const recorded = write({
+      ...{
+        action: change.action,
+        version,
+        images,
+        commit,
+        actor: actor.who,
+        at: new Date().toISOString(),
+        outcome: 'started',
+      },
+      ...(before ? { from: before.version } : {}),
+      ...(actor.runUrl ? { runUrl: actor.runUrl } : {}),
+    })
+    recorded.catch(() => {})
+    let filesAreBack = found.commit === '' || found.commit === commit
+    const putFilesBack = async () => {
+      if (filesAreBack) return
+      await log.step(
+        `Files of ${found.commit.slice(0, 7)} again`,
+        () => host.write(checkoutCommit(found.commit)),
+        'always',
+      )
+      filesAreBack = true
+    }
+    try {
+      await change.prepare(host, found, write)
+      await recorded
+      if (before && !isSettled(found))
+        await log.step('Idle color is idle', () => settle(host, before, found.serving, config.release.DRAIN_TIMEOUT))
+      await cutOver({ host, log, config, dryRun, next, images, before, putFilesBack })
+    } catch (error) {
+      await putFilesBack().catch((failure) => log.warn(messageOf(failure)))
+      const now = await survey(server).then(
+        describeServing,
+        () => 'The server does not answer, so what serves now is not known.',
+      )
+      // What serves was good enough to serve, whatever a second try of it says.
+      const outcome = error instanceof BadRelease && version !== before?.version ? 'bad' : 'failed'
+      const reason = log.clean(messageOf(error)).slice(0, LONGEST_REASON)
+      await write({ outcome, reason, timings: log.timings }).catch(() => log.warn('This run could not be recorded.'))
+      await announced
+      await tell(`❌ ${title} FAILED at "${log.current}". ${now} ${url}`)
+      throw error instanceof Stop ? error.withServing(now) : error
+    }
+    const took = (Date.now() - started) / 1000
+    const good = { outcome: 'good', timings: log.timings, seconds: took } as const
+    await write(good).catch(() => log.warn('This run could not be recorded.'))
+    const lookingBack = change.lookBack?.(host).catch((error) => log.warn(messageOf(error)))
+    const leftover = await cleanUp(run, host, found, images)
+    await lookingBack
+    if (dryRun) {
+      log.say('Dry run: nothing was changed.')
+      return EXIT.done
+    }
+    await announced
+    await tell([`✅ ${title} SUCCESS`, ...change.details, `Duration: ${seconds(took)}`, `URL: ${url}`].join('\n• '))
+    log.result(`✅ ${title} SUCCESS in ${seconds(took)}: ${url} is served by ${next.color}.`)
+    if (leftover) log.warn(`Cleaning up was cut short; the next run does it. ${leftover.message}`)
+    if (before && before.version !== version)
+      log.say(`Back to ${before.version}: npx tsx scripts/rollback.ts --to ${before.version}`)
+    return leftover?.code === EXIT.interrupted ? EXIT.interrupted : EXIT.done
+  })
+}
+
+/**
+ * Stops the old color and removes old images. By now the release serves and passed its tests, so what goes wrong here is
+ * no failure of it: the next run begins by making good for it.
+ */
+async function cleanUp(run: Run, host: Host, found: Survey, images: Images): Promise<Stop | undefined> {
+  const { log, config } = run
+  const before = found.active
+  try {
+    if (before)
+      await log.step(`Drain and stop ${releaseName(before)}`, () => retire({ host, log, config }, before.color))
+    await log.step('Remove old images', () => prune(run, host, found, images))
+  } catch (error) {
+    return error instanceof Stop ? error : new Stop(messageOf(error))
+  }
+  return undefined
+}
+
+/** Only after a success, and only images that neither color nor a kept release needs. */
+async function prune({ config, log }: Run, host: Host, found: Survey, now: Images): Promise<void> {
+  const inUse = [...Object.values(now), ...(found.active ? found.colorImages[found.active.color] : [])]
+  const records = [
+    ...found.records,
+    { version: 'now', outcome: 'good', images: now, at: '', action: 'deploy' } as ReleaseRecord,
+  ]
+  const old = imagesToRemove(await imagesOnServer(host, records), records, config.release.KEEP_RELEASES, inUse)
+  if (old.length === 0) return
+  log.say(`  ${old.length} images of releases beyond the last ${config.release.KEEP_RELEASES}`)
+  await host.write(removeImages(old))
+}

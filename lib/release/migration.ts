@@ -1,0 +1,57 @@
+import { compose } from '../compose.ts'
+import { BadRelease, EXIT, messageOf, Stop } from '../errors.ts'
+import { CommandFailed, type Host } from '../host.ts'
+import { BACKUP_LOCK, ROOT } from '../layout.ts'
+import type { Log } from '../log.ts'
+import { type Command, sh } from '../shell.ts'
+
+const LONGEST_MIGRATION_SECONDS = 1800
+/** A backup of 100 GB takes about as long; then the deploy is to be repeated. */
+const WAIT_FOR_BACKUP_SECONDS = 900
+const BACKUP_RUNS = 75
+
+type Migration = {
+  host: Host
+  log: Log
+  /** Adds to the record of this run. */
+  note(line: { migration: string }): Promise<unknown>
+  command: string | undefined
+  image: string
+}
+
+/**
+ * Runs the release's own migration once, in its new image, while the old release serves: so it may only expand what is
+ * there. It is recorded before it runs, since one that is cut off may have changed the database as well. Without a command it does nothing.
+ * @throws BadRelease when the command fails; nothing was switched
+ */
+export async function migrate({ host, log, note, command, image }: Migration): Promise<void> {
+  if (!command) return
+  await log.step('Migrate the database', async () => {
+    await note({ migration: command })
+    const show = (line: string) => log.say(`  ${line}`)
+    await host
+      .write(migrationCommand(command, image), { timeout: LONGEST_MIGRATION_SECONDS, onLine: show })
+      .catch((error) => {
+        if (error instanceof CommandFailed && error.result.code === BACKUP_RUNS) {
+          throw new Stop(
+            'A backup is running, and a migration has to wait for it. Nothing was switched.',
+            ['Deploy again when it has ended: npx tsx scripts/backup.ts --list'],
+            EXIT.locked,
+          )
+        }
+        throw new BadRelease(`The migration failed, so nothing was switched.\n${messageOf(error)}`, [
+          'Read its output above. The old release still serves; whether the database changed halfway is for the migration to say.',
+        ])
+      })
+  })
+}
+
+/** In a container of its own, with the backend's environment. */
+const migrationCommand = (command: string, image: string): Command =>
+  sh`export MIGRATION_IMAGE=${image} && ${afterBackup(compose(sh`run --rm --no-deps -T kgc-migrate sh -c ${command}`))}`
+
+/** Holds the lock of the backups meanwhile. */
+function afterBackup(command: Command): Command {
+  const lock = `${ROOT}/${BACKUP_LOCK}`
+  return sh`if [ -e ${lock} ]; then flock -w ${WAIT_FOR_BACKUP_SECONDS} -E ${BACKUP_RUNS} ${lock} sh -c ${command.shell}; else ${command}; fi`
+}

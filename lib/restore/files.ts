@@ -1,0 +1,102 @@
+import { FILE_PATHS } from '../backup/files.ts'
+import type { Manifest } from '../backup/manifest.ts'
+import type { Host } from '../host.ts'
+import { ROOT } from '../layout.ts'
+import type { Log } from '../log.ts'
+import { type Command, quote, script } from '../shell.ts'
+import { BACKUP_SERVICE } from './server.ts'
+import { type Exchange, writersOf } from './swap.ts'
+
+/** Files are restored and set aside in hidden folders of the volumes themselves, so that renaming is enough to exchange them. */
+const HIDDEN = '.files_'
+/** In a folder of set-aside files: everything is in it. Without it, the move that filled it was cut off. */
+const WHOLE = '.whole'
+/** 50 GB at 1 Gbit/s take 7 minutes; the rest is room. */
+const LONGEST_SECONDS = 4 * 3600
+
+/** The volumes, by their paths in the backup-service: `/data/uploads` is `kgc_uploads`. */
+const volumeOf = (path: string) => `kgc_${path.split('/').pop()}`
+/** Who writes to each volume is who writes to the database beside it. */
+const DATABASE_OF: Record<string, string> = { uploads: 'kgc' }
+const databaseOf = (path: string) => {
+  const name = path.split('/').pop() ?? ''
+  return DATABASE_OF[name] ?? name.replace(/-files$/, '')
+}
+
+const restoredFolder = (stamp: string) => `${HIDDEN}restore_${stamp}`
+const oldFolder = (stamp: string) => `${HIDDEN}old_${stamp}`
+
+/** A container of the backup's own image that may write to the volumes. */
+const inVolumes = (text: string, more = '--network none') =>
+  `docker run --rm --name kgc-restore-files ${more} ${FILE_PATHS.map((path) => `--volume ${volumeOf(path)}:${path}`).join(' ')} --cap-drop ALL --cap-add CHOWN --cap-add DAC_OVERRIDE --cap-add FOWNER --security-opt no-new-privileges --entrypoint sh "$(docker inspect -f '{{.Image}}' ${BACKUP_SERVICE})" -ec ${quote(text)}`
+
+const each = (text: string) => `for path in ${FILE_PATHS.join(' ')}; do cd "$path"; ${text}; done`
+
+/**
+ * Restores the files beside those that serve, each compared with what was backed up (restic's --verify). The keys go from the
+ * backup-service's environment through a pipe.
+ */
+export async function restoreFilesBeside(host: Host, log: Log, files: NonNullable<Manifest['files']>, stamp: string) {
+  const target = `${HIDDEN}partial`
+  const one = `
+rm -rf ${target}
+restic --quiet --no-lock --cache-dir /var/lib/backup/restic-cache -o s3.bucket-lookup=path \${S3_CA_FILE:+--cacert "$S3_CA_FILE"} \\
+  -r "s3:$S3_ENDPOINT/$S3_BUCKET/${files.repository}" restore ${files.snapshot} --verify --include "$path" --target ${target}
+mkdir -p "${target}$path"
+mv "${target}$path" ${restoredFolder(stamp)}
+rm -rf ${target}`
+  const program = `eval "$(cat)"; export AWS_ACCESS_KEY_ID="$S3_ACCESS_KEY_ID" AWS_SECRET_ACCESS_KEY="$S3_SECRET_ACCESS_KEY" AWS_DEFAULT_REGION="$S3_REGION"
+${each(one)}`
+  const more = `-i --network kgc_egress-net --volume ${ROOT}:/data/server:ro --volume ${ROOT}/state/backup:/var/lib/backup`
+  await log.step(`Restore ${files.files} files beside`, () =>
+    host.write(
+      script(
+        `docker exec ${BACKUP_SERVICE} sh -c 'export -p' | grep -E '^export (S3|RESTIC)_' | ${inVolumes(program, more)}`,
+      ),
+      { timeout: LONGEST_SECONDS },
+    ),
+  )
+}
+
+/** What is in a volume goes to one folder of it, and what is in another comes instead. Can be repeated when it was cut off. */
+const exchangeFolders = (from: string, to: string) =>
+  inVolumes(
+    each(`if [ -d ${from} ]; then
+  [ -e ${to}/${WHOLE} ] || { mkdir -p ${to}; find . -mindepth 1 -maxdepth 1 ! -name '${HIDDEN}*' -exec mv -t ${to} {} +; touch ${to}/${WHOLE}; }
+  rm -f ${from}/${WHOLE}
+  find ${from} -mindepth 1 -maxdepth 1 -exec mv -t . {} +
+  rmdir ${from}
+fi`),
+  )
+
+/** The restored files take the place of those that serve, which are kept. */
+export const exchangeFiles = (stamp: string): Exchange => ({
+  what: 'files',
+  services: FILE_PATHS.flatMap((path) => writersOf(databaseOf(path))),
+  forward: exchangeFolders(restoredFolder(stamp), oldFolder(stamp)),
+  back: exchangeFolders(oldFolder(stamp), restoredFolder(stamp)),
+})
+
+/** The files that a restore set aside take their place again; those that serve now are set aside in their turn. */
+export const exchangeFilesBack = (old: string, stamp: string): Exchange => ({
+  ...exchangeFiles(stamp),
+  forward: exchangeFolders(oldFolder(old), oldFolder(stamp)),
+  back: exchangeFolders(oldFolder(stamp), oldFolder(old)),
+})
+
+/** Ends an exchange that a power failure cut off, in the direction in which it was, and removes what is not whole. */
+export const removeFileLeftovers: Command = script(
+  `docker rm -f kgc-restore-files > /dev/null 2>&1 || true
+${inVolumes(
+  each(`rm -rf ${HIDDEN}partial
+for from in ${HIDDEN}restore_*; do
+  [ -d "$from" ] || continue
+  to=${HIDDEN}old_\${from#${HIDDEN}restore_}
+  if [ -e "$to/${WHOLE}" ]; then find "$from" -mindepth 1 -maxdepth 1 -exec mv -t . {} +
+  elif [ -d "$to" ]; then find "$to" -mindepth 1 -maxdepth 1 -exec mv -t . {} +; rmdir "$to"; fi
+  rm -rf "$from"
+done`),
+)}`,
+)
+
+export const dropFiles = (stamp: string): Command => script(inVolumes(each(`rm -rf ${oldFolder(stamp)}`)))
