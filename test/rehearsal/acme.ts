@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { script, sh } from '../../lib/shell.ts'
 import { docker, local } from './engine.ts'
-import { ACME, CLOUDFLARE_API, DOMAIN, inState, NETWORKS, PREFIX, SERVER } from './names.ts'
+import { ACME, CLOUDFLARE_API, DOMAIN, IMAGES, inState, NETWORKS, SERVER } from './names.ts'
 import { inServer, until } from './server.ts'
 
 /** A token that may edit the zone, one that may only read it, and one that Cloudflare does not know. */
@@ -21,7 +21,7 @@ export async function startAcme(): Promise<void> {
   }
   const env = Object.entries(settings).flatMap(([name, value]) => ['--env', `${name}=${value}`])
   await docker(
-    sh`run -d --init --name ${ACME.container} --network ${NETWORKS.main.name} --ip ${ACME.address} ${env} --volume ${`${inState('acme')}:/config:ro`} ${`${PREFIX}/acme`}`,
+    sh`run -d --init --name ${ACME.container} --network ${NETWORKS.main.name} --ip ${ACME.address} ${env} --volume ${`${inState('acme')}:/config:ro`} ${`${IMAGES}/acme`}`,
   )
   await local.read(
     inServer(

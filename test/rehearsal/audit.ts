@@ -1,6 +1,6 @@
 import { chain, script, sh } from '../../lib/shell.ts'
 import { docker, local } from './engine.ts'
-import { NETWORKS, PREFIX, RUNNER_ADDRESS, SERVER } from './names.ts'
+import { IMAGES, NETWORKS, RUNNER_ADDRESS, SERVER } from './names.ts'
 import { inServer } from './server.ts'
 
 const AUDITOR = `${SERVER.container}-audit`
@@ -10,7 +10,7 @@ export async function startAuditor(): Promise<void> {
   await local.probe(sh`docker rm -f -v ${AUDITOR}`)
   const address = RUNNER_ADDRESS.replace(/\d+$/, '60')
   await docker(
-    sh`run -d --init --name ${AUDITOR} --network ${NETWORKS.main.name} --ip ${address} ${`${PREFIX}/visitor`}`,
+    sh`run -d --init --name ${AUDITOR} --network ${NETWORKS.main.name} --ip ${address} ${`${IMAGES}/visitor`}`,
   )
   await local.read(inServer(script(`iptables -I INPUT -s ${address} -p tcp --dport 22 -j ACCEPT`)))
 }

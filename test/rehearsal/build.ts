@@ -7,7 +7,7 @@ import type { Log } from '../../lib/log.ts'
 import { script, sh } from '../../lib/shell.ts'
 import { docker, install, local } from './engine.ts'
 import { type Image, images } from './images/images.ts'
-import { IMAGES_DIR, PREFIX, PROJECT_DIR, PUSH_ADDRESS } from './names.ts'
+import { IMAGES, IMAGES_DIR, PREFIX, PROJECT_DIR, PUSH_ADDRESS } from './names.ts'
 
 const LABEL = 'kgc.rehearsal.hash'
 const BUILD_SECONDS = 900
@@ -40,8 +40,8 @@ export async function pushImages(): Promise<void> {
 }
 
 /** The name of an image on this machine: never one that its owner uses too. */
-export const localName = ({ where, name }: Image) => (where === 'here' ? name : `${PREFIX}/${where}/${name}`)
-const baseName = (suite: string) => `${PREFIX}/debian:${suite}`
+export const localName = ({ where, name }: Image) => (where === 'here' ? name : `${IMAGES}/${where}/${name}`)
+const baseName = (suite: string) => `${IMAGES}/debian:${suite}`
 
 /** Docker Hub keeps its own images under library/. */
 function registryPath({ where, name }: Image): string {

@@ -4,6 +4,8 @@ import { fileURLToPath } from 'node:url'
 
 /** Everything the rehearsal makes on the machine's Docker carries this name, and nothing else is touched. */
 export const PREFIX = 'kgc-rehearsal'
+/** Images are for every checkout on the machine. */
+export const IMAGES = 'kgc-rehearsal'
 
 export const PROJECT_DIR = dirname(dirname(dirname(fileURLToPath(import.meta.url))))
 export const STATE_DIR = join(PROJECT_DIR, '.rehearsal')

@@ -1,7 +1,7 @@
 import { script, sh } from '../../lib/shell.ts'
 import { docker, local } from './engine.ts'
 import { ipv6 } from './ipv6.ts'
-import { NETWORKS, PREFIX, SERVER } from './names.ts'
+import { IMAGES, NETWORKS, SERVER } from './names.ts'
 import { inServer } from './server.ts'
 
 /**
@@ -46,7 +46,7 @@ export async function startClients(): Promise<void> {
     NAMES.map((client) => {
       const { network, address } = CLIENTS[client]
       return docker(
-        sh`run -d --init --name ${container(client)} --network ${network} --ip ${address} --ip6 ${ipv6(address)} --entrypoint sleep ${`${PREFIX}/visitor`} 3600`,
+        sh`run -d --init --name ${container(client)} --network ${network} --ip ${address} --ip6 ${ipv6(address)} --entrypoint sleep ${`${IMAGES}/visitor`} 3600`,
       )
     }),
   )

@@ -3,7 +3,7 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { s3Client } from '../../lib/backup/s3-client.ts'
 import { sh } from '../../lib/shell.ts'
 import { docker, local } from './engine.ts'
-import { inState, NETWORKS, PREFIX, S3 } from './names.ts'
+import { IMAGES, inState, NETWORKS, S3 } from './names.ts'
 import { OWNER, running, until } from './server.ts'
 
 /** `owner` made the bucket; `writer` gets the rights that a test gives it. */
@@ -46,7 +46,7 @@ export async function startS3(): Promise<void> {
   if (!(await running(S3.container))) {
     await local.probe(sh`docker rm -f ${S3.container}`)
     await docker(
-      sh`run -d --name ${S3.container} ${OWNER} --network ${NETWORKS.main.name} --ip ${S3.address} --volume ${`${S3.container}:/var/lib/ceph`} --volume ${`${inState('s3')}:/config:ro`} ${`${PREFIX}/s3`}`,
+      sh`run -d --name ${S3.container} ${OWNER} --network ${NETWORKS.main.name} --ip ${S3.address} --volume ${`${S3.container}:/var/lib/ceph`} --volume ${`${inState('s3')}:/config:ro`} ${`${IMAGES}/s3`}`,
     )
   }
   const answers = sh`curl -sS -o /dev/null -m 3 --cacert ${inState('ca.pem')} ${S3.endpoint}`

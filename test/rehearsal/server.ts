@@ -6,7 +6,19 @@ import { type Command, script, sh } from '../../lib/shell.ts'
 import { connect, fingerprint } from '../../lib/ssh.ts'
 import { docker, local } from './engine.ts'
 import { ipv6 } from './ipv6.ts'
-import { inState, NETWORKS, PACKAGES, PREFIX, PROJECT_DIR, REGISTRY, S3, SERVER, SINK } from './names.ts'
+import {
+  IMAGES,
+  inState,
+  NETWORKS,
+  PACKAGES,
+  PREFIX,
+  PROJECT_DIR,
+  PUSH_ADDRESS,
+  REGISTRY,
+  S3,
+  SERVER,
+  SINK,
+} from './names.ts'
 
 const DISK = inState('disk')
 const DISK_IMAGE = inState('disk.img')
@@ -59,16 +71,16 @@ export async function startRegistry(): Promise<void> {
   await local.probe(sh`docker rm -f ${REGISTRY.container}`)
   const password = registryPassword()
   await local.read(
-    sh`docker run --rm -i --entrypoint htpasswd ${`${PREFIX}/registry`} -niB ${REGISTRY.user} > ${inState('registry/htpasswd')}`,
+    sh`docker run --rm -i --entrypoint htpasswd ${`${IMAGES}/registry`} -niB ${REGISTRY.user} > ${inState('registry/htpasswd')}`,
     { input: `${password}\n` },
   )
   await docker(
-    sh`create --name ${REGISTRY.container} ${OWNER} --publish 127.0.0.1:25001:5001 --volume ${`${PREFIX}-registry:/var/lib/registry`} --volume ${`${inState('registry')}:/config:ro`} ${`${PREFIX}/registry`}`,
+    sh`create --name ${REGISTRY.container} ${OWNER} --publish ${PUSH_ADDRESS}:5001 --volume ${`${PREFIX}-registry:/var/lib/registry`} --volume ${`${inState('registry')}:/config:ro`} ${`${IMAGES}/registry`}`,
   )
   await docker(sh`network connect --ip ${REGISTRY.address} ${NETWORKS.main.name} ${REGISTRY.container}`)
   await docker(sh`start ${REGISTRY.container}`)
   await until(
-    async () => (await local.probe(sh`curl -fsS -o /dev/null http://127.0.0.1:25001/v2/`)).code === 0,
+    async () => (await local.probe(sh`curl -fsS -o /dev/null http://${PUSH_ADDRESS}/v2/`)).code === 0,
     'the registry',
   )
 }
@@ -81,12 +93,12 @@ export async function startHelpers(): Promise<void> {
     [SINK, 'sink'],
     [PACKAGES, 'packages'],
   ] as const) {
-    const built = await docker(sh`image inspect -f ${'{{.Id}}'} ${`${PREFIX}/${image}`}`)
+    const built = await docker(sh`image inspect -f ${'{{.Id}}'} ${`${IMAGES}/${image}`}`)
     const runs = await local.probe(sh`docker container inspect -f ${'{{.State.Running}} {{.Image}}'} ${container}`)
     if (runs.stdout.trim() === `true ${built}`) continue
     await local.probe(sh`docker rm -f ${container}`)
     await docker(
-      sh`run -d --name ${container} ${OWNER} --network ${NETWORKS.main.name} --ip ${address} ${`${PREFIX}/${image}`}`,
+      sh`run -d --name ${container} ${OWNER} --network ${NETWORKS.main.name} --ip ${address} ${`${IMAGES}/${image}`}`,
     )
   }
 }
@@ -140,7 +152,7 @@ type Suite = 'trixie' | 'bookworm'
 /** What systemd needs to run in a container; it differs between the two kinds of control groups. */
 export async function bootFlags(suite: Suite): Promise<Command> {
   const common = sh`--cap-add ALL --cap-drop SYS_RESOURCE --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined --tmpfs /run --tmpfs /tmp`
-  const image = `${PREFIX}/blank:${suite}`
+  const image = `${IMAGES}/blank:${suite}`
   const version = await docker(sh`info -f ${'{{.CgroupVersion}}'}`)
   return version === '1'
     ? sh`${common} -v /sys/fs/cgroup:/sys/fs/cgroup:rw --cgroupns=host ${image} SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1`

@@ -7,7 +7,7 @@ import WebSocket from 'ws'
 import { sh } from '../../../lib/shell.ts'
 import { docker } from '../engine.ts'
 import { ask, front, inContainer, rehearsal, servedVersion, serverRead } from '../harness.ts'
-import { NETWORKS, PREFIX, RUNNER_ADDRESS, SERVER } from '../names.ts'
+import { IMAGES, NETWORKS, RUNNER_ADDRESS, SERVER } from '../names.ts'
 import { until } from '../server.ts'
 
 const test = suite('the front door')
@@ -54,7 +54,7 @@ const websocket = (host: string, path: string) =>
 /** A client whose address is in the range that plays Cloudflare. */
 const fromEdge = (args: string[]) =>
   docker(
-    sh`run --rm --network ${NETWORKS.edge.name} ${`${PREFIX}/hub/nginx:1.30-alpine`} curl -s -k --max-time 10 ${args}`,
+    sh`run --rm --network ${NETWORKS.edge.name} ${`${IMAGES}/hub/nginx:1.30-alpine`} curl -s -k --max-time 10 ${args}`,
   )
 const edgeCurl = (host: string, path: string, headers: string[] = []) =>
   fromEdge([

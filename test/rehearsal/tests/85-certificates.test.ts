@@ -22,7 +22,7 @@ import {
   sinkMessages,
 } from '../harness.ts'
 import { startLoad } from '../load.ts'
-import { ACME, DOMAIN, inState, PREFIX, PROJECT_DIR, SERVER } from '../names.ts'
+import { ACME, DOMAIN, IMAGES, inState, PROJECT_DIR, SERVER } from '../names.ts'
 import { until } from '../server.ts'
 
 const test = suite('certificates')
@@ -356,7 +356,7 @@ cp -p ${SITE} /tmp/kept.pem; cp -p /etc/kgc/certificates/settings /tmp/kept.sett
 
 test('the alert on expiry fires at 20 days and at 3, not before', async () => {
   const { code, stdout, stderr } = await local.probe(
-    sh`docker run --rm --volume ${`${PROJECT_DIR}/monitoring/prometheus/rules:/rules:ro`} --volume ${`${PROJECT_DIR}/test/rehearsal/tests:/tests:ro`} --entrypoint promtool ${`${PREFIX}/hub/prom/prometheus:v3.15.0`} test rules /tests/85-certificates.rules.yml`,
+    sh`docker run --rm --volume ${`${PROJECT_DIR}/monitoring/prometheus/rules:/rules:ro`} --volume ${`${PROJECT_DIR}/test/rehearsal/tests:/tests:ro`} --entrypoint promtool ${`${IMAGES}/hub/prom/prometheus:v3.15.0`} test rules /tests/85-certificates.rules.yml`,
   )
   assert.is(code, 0, stdout + stderr)
 })

@@ -6,7 +6,7 @@ import { ROOT } from '../../../lib/layout.ts'
 import { script, sh } from '../../../lib/shell.ts'
 import { docker } from '../engine.ts'
 import { inContainer, rehearsal, runScript, said, serverRead, startScript } from '../harness.ts'
-import { PROJECT_DIR, SERVER } from '../names.ts'
+import { IMAGES, PROJECT_DIR, SERVER } from '../names.ts'
 import { until } from '../server.ts'
 
 const test = suite('point in time recovery')
@@ -15,7 +15,7 @@ const soak = process.env.SOAK === '1'
 /** archive_timeout, and the time until a piece is in S3 on a busy machine. */
 const LOSS_SECONDS = 60 + 15
 const CONFIRM = ['--confirm', SERVER.address]
-const PROMETHEUS = 'kgc-rehearsal/hub/prom/prometheus:v3.15.0'
+const PROMETHEUS = `${IMAGES}/hub/prom/prometheus:v3.15.0`
 
 const sql = (text: string, database = 'kgc') =>
   serverRead(sh`docker exec kgc-postgres-1 psql -U postgres -XAtq -v ON_ERROR_STOP=1 -d ${database} -c ${text}`)
