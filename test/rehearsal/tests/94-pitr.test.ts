@@ -27,8 +27,14 @@ const keeper = (what: 'due' | 'gap' | 'info') =>
   serverRead(sh`docker exec -u postgres kgc-pitr-1 /opt/pitr/keep.sh ${what}`)
 const serving = () => onServer(`sed -n 's/^POSTGRES_VOLUME=//p' .env | tail -n 1`)
 const metric = async (name: string) => {
-  const { stdout } = await inContainer('postgres-exporter', sh`wget -q -O - http://127.0.0.1:9187/metrics`)
-  return Number(new RegExp(`^${name}\\{.*\\} (\\S+)$`, 'm').exec(stdout)?.[1])
+  let value: string | undefined
+  // The exporter's first answer after a restart of postgres may be without it: its connection was that of before.
+  await until(async () => {
+    const { stdout } = await inContainer('postgres-exporter', sh`wget -q -O - http://127.0.0.1:9187/metrics`)
+    value = new RegExp(`^${name}\\{.*\\} (\\S+)$`, 'm').exec(stdout)?.[1]
+    return value !== undefined
+  }, `the metric ${name}`)
+  return Number(value)
 }
 const figures: string[] = []
 const backedUp = () =>
@@ -105,10 +111,9 @@ test('S3 refuses: counted for the alert, nobody is thrown out, and nothing is lo
   await counted('pg_stat_archiver_failed_count', async () => {
     await conf('s/^repo1-s3-key=/&WRONG/')
     await nextPiece()
-  })
+  }).finally(() => conf('s/^repo1-s3-key=WRONG/repo1-s3-key=/'))
   assert.match(await session, /still here/)
   await counted('pg_stat_archiver_archived_count', async () => {
-    await conf('s/^repo1-s3-key=WRONG/repo1-s3-key=/')
     // Wakes the archiver, which rests for a minute after three failures.
     await nextPiece()
   })
@@ -121,8 +126,9 @@ test('too much of the log waited and was given up: the gap is seen, and a new ba
   await counted('pg_stat_archiver_archived_count', async () => {
     await conf('s/^repo1-s3-key=/&WRONG/; s/^archive-push-queue-max=.*/archive-push-queue-max=1MiB/')
     await nextPiece()
-  })
-  await conf('s/^repo1-s3-key=WRONG/repo1-s3-key=/; s/^archive-push-queue-max=.*/archive-push-queue-max=1GiB/')
+  }).finally(() =>
+    conf('s/^repo1-s3-key=WRONG/repo1-s3-key=/; s/^archive-push-queue-max=.*/archive-push-queue-max=1GiB/'),
+  )
   assert.match(await keeper('gap'), /^[0-9A-F]{24}/)
   const backup = async () => JSON.parse(await keeper('info'))[0].backup.at(-1).label as string
   const before = await backup()
