@@ -1,4 +1,4 @@
-import type { ObjectStoreSettings } from '../config.ts'
+import type { ObjectStoreSettings } from '../settings.ts'
 import { type Command, sh } from '../shell.ts'
 import { type Manifest, resticPrefix } from './manifest.ts'
 import { text } from './pipeline.ts'

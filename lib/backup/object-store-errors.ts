@@ -1,5 +1,5 @@
-import type { ObjectStoreSettings } from '../config.ts'
 import { messageOf, Stop } from '../errors.ts'
+import type { ObjectStoreSettings } from '../settings.ts'
 
 type Failure = { name: string; code?: string; message: string; $metadata?: { httpStatusCode?: number } }
 

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { Readable } from 'node:stream'
-import type { ObjectStoreSettings } from '../config.ts'
 import { Stop } from '../errors.ts'
+import type { ObjectStoreSettings } from '../settings.ts'
 import { explainS3, isDenied, isLostAnswer, isMissing } from './object-store-errors.ts'
 import { QUEUE, s3Client } from './s3-client.ts'
 

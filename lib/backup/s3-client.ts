@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { Agent } from 'node:https'
-import type { ObjectStoreSettings } from '../config.ts'
+import type { ObjectStoreSettings } from '../settings.ts'
 
 /** Parts of an upload in flight at once; with 16 MiB parts this measured 264 MB of memory over TLS. */
 export const QUEUE = 4

@@ -1,7 +1,7 @@
 import { isInside } from '../cidr.ts'
-import type { AccessSettings } from '../config.ts'
 import { Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
+import type { AccessSettings } from '../settings.ts'
 import { script } from '../shell.ts'
 
 export type Facts = {

@@ -1,5 +1,4 @@
 import type { Cidr } from '../cidr.ts'
-import type { AccessSettings } from '../config.ts'
 import { tryFor, tryRules, wantedAccess } from '../firewall/apply.ts'
 import { currentRanges } from '../firewall/cloudflare.ts'
 import { FAMILIES, firewallRules, httpsRanges } from '../firewall/rules.ts'
@@ -14,6 +13,7 @@ import {
   surveyFirewall,
 } from '../firewall/server.ts'
 import type { Host } from '../host.ts'
+import type { AccessSettings } from '../settings.ts'
 import { sh } from '../shell.ts'
 import { checkFile, type Step } from './step.ts'
 

@@ -1,9 +1,9 @@
 import { createPrivateKey, X509Certificate } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { TELLING_FILES, webhookFile } from '../alert.ts'
-import type { CertificateSettings } from '../config.ts'
 import { EXIT, messageOf, Stop } from '../errors.ts'
 import { type ServerFile, serverText } from '../put-file.ts'
+import type { CertificateSettings } from '../settings.ts'
 
 export const CERTIFICATES = '/usr/local/sbin/kgc-certificates'
 export const SETTINGS = '/etc/kgc/certificates/settings'

@@ -1,7 +1,7 @@
 import type { Cidr } from '../cidr.ts'
-import type { AccessSettings } from '../config.ts'
 import { EXIT, messageOf, Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
+import type { AccessSettings } from '../settings.ts'
 import { sh } from '../shell.ts'
 import type { Access } from './rules.ts'
 import { FIREWALL } from './server.ts'

@@ -2,8 +2,8 @@ import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { z } from 'zod'
 import { type Cidr, contains, overlaps, parseCidr } from '../cidr.ts'
-import type { AccessSettings } from '../config.ts'
 import { messageOf, Stop } from '../errors.ts'
+import type { AccessSettings } from '../settings.ts'
 
 /** Cloudflare publishes 15 and 7 ranges, and changed them three times in five years: what is far from that is not its list. */
 const COUNT = { 4: [10, 40], 6: [4, 20] } as const

@@ -1,8 +1,8 @@
 import { X509Certificate } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import type { Cidr } from '../cidr.ts'
-import type { AccessSettings } from '../config.ts'
 import { EXIT, messageOf, Stop } from '../errors.ts'
+import type { AccessSettings } from '../settings.ts'
 
 /** The prober of compose/operations.yaml, which asks for the sites from inside. */
 const BLACKBOX = '172.20.7.12'

@@ -1,7 +1,7 @@
 import { SITES } from '../certificates/certificates.ts'
-import type { Front } from '../config.ts'
 import type { Host } from '../host.ts'
 import { ROOT } from '../layout.ts'
+import type { Front } from '../settings.ts'
 import { script } from '../shell.ts'
 import { type Answer, frontDoor } from './front-door.ts'
 import type { Check } from './smoke.ts'

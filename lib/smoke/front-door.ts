@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { request } from 'node:https'
 import type { TLSSocket } from 'node:tls'
-import type { Front } from '../config.ts'
+import type { Front } from '../settings.ts'
 
 export type Answer = {
   status: number

@@ -1,7 +1,8 @@
 import { readFileSync } from 'node:fs'
 import { type Agent, request as httpsRequest } from 'node:https'
 import { createSecureContext } from 'node:tls'
-import { type Front, siteUrl } from '../../lib/config.ts'
+import { siteUrl } from '../../lib/config.ts'
+import type { Front } from '../../lib/settings.ts'
 
 export type Door = Pick<Front, 'DOMAIN' | 'FRONT_IP' | 'FRONT_PORT' | 'FRONT_CA_FILE'>
 

@@ -291,11 +291,11 @@ for (const { name, part, groups } of runs) {
     const { config, problems } = validate(Object.fromEntries(names.map((n) => [n, SAMPLE[n]])), [...groups])
     assert.equal(problems, [])
     const known = groups.flatMap((group) => Object.keys(config[group]))
-    for (const variable of names) assert.ok(known.includes(variable), `lib/config.ts does not know ${variable}`)
+    for (const variable of names) assert.ok(known.includes(variable), `lib/settings.ts does not know ${variable}`)
   })
 }
 
-test('name every variable and secret as lib/config.ts does', () => {
+test('name every variable and secret as lib/settings.ts does', () => {
   for (const { name, part } of runs) {
     const given = { ...workflow(name).jobs[name]?.env, ...stepOf(name, name, part).env }
     for (const [variable, value] of Object.entries(given)) {
