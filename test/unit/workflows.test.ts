@@ -101,7 +101,8 @@ test('pin one action to one commit everywhere', () => {
 test('give no permission to all, and to each job only what it needs', () => {
   for (const file of files) assert.equal(workflow(basename(file, '.yml')).permissions, {}, file)
   for (const { where, job } of allJobs) {
-    const builds = job.uses === './.github/workflows/image.yml' || where === 'image.image'
+    const builds =
+      job.uses === './.github/workflows/image.yml' || ['image.image', 'stack-images.images'].includes(where)
     const expected = builds
       ? { contents: 'read', packages: 'write' }
       : job.steps?.some((step) => step.uses?.startsWith('actions/checkout@'))
@@ -370,6 +371,24 @@ for (const [what, answer] of [
     assert.is(outputs, '')
   })
 }
+
+const stackImages = (answer: string): Ran =>
+  runStep(
+    stepOf('stack-images', 'images', 'missing'),
+    { REGISTRY: 'ghcr.io/kgc', GITHUB_SHA: 'abc' },
+    { docker: `case "$1" in buildx) ${answer};; *) echo "[$*]";; esac` },
+  )
+
+test('build the images of the stack under the tags that its files name, and never a second time', () => {
+  const { status, output } = stackImages(`echo 'ERROR: not found' >&2; exit 1`)
+  assert.is(status, 0, output)
+  assert.match(output, /\[build --build-arg COMMIT=abc --tag ghcr\.io\/kgc\/backup:\d+ compose\/backup-service\]/)
+  assert.match(output, /\[push ghcr\.io\/kgc\/postgres:15-\d+\]/)
+  assert.not.match(stackImages('true').output, /\[(build|push)/)
+  const unsure = stackImages(`echo 'ERROR: 503 Service Unavailable' >&2; exit 1`)
+  assert.is(unsure.status, 1)
+  assert.not.match(unsure.output, /\[(build|push)/)
+})
 
 test('write the key where only the runner can read it', () => {
   const step = action.runs.steps.find(({ name }) => name === 'Write the key')
