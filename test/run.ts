@@ -23,6 +23,7 @@ const files = args
   .filter((file) => file.includes(only))
 
 const sum = { passed: 0, failed: 0, skipped: 0 }
+const failures: string[] = []
 for (const file of files) {
   console.log(`\n── ${file}`)
   const started = Date.now()
@@ -33,12 +34,15 @@ for (const file of files) {
   if (Number.isNaN(total) || total === 0) {
     console.log(`✘ ${file} ended with exit code ${code} before its tests were counted`)
     sum.failed += 1
+    failures.push(file)
     continue
   }
+  failures.push(...[...output.matchAll(/^ *FAIL +(.*)$/gm)].map(([, name]) => `${file}: ${name}`))
   sum.passed += passed
   sum.skipped += skipped
   sum.failed += Math.max(total - passed - skipped, code === 0 ? 0 : 1)
 }
+if (failures.length > 0) console.log(`\nFailed:\n${failures.map((name) => `  ${name}`).join('\n')}`)
 console.log(`\n${sum.passed} passed, ${sum.failed} failed, ${sum.skipped} skipped`)
 process.exitCode = sum.failed === 0 && sum.passed > 0 ? 0 : 1
 
