@@ -1,3 +1,4 @@
+import { connectAdmin } from '../lib/admin.ts'
 import { wantedCertificate } from '../lib/certificates/certificates.ts'
 import {
   applyCertificates,
@@ -9,7 +10,6 @@ import { DRY_RUN_FLAG, ENV_FLAG, runbook } from '../lib/cli.ts'
 import { loadConfig, sshTarget } from '../lib/config.ts'
 import { EXIT, Stop } from '../lib/errors.ts'
 import { redactor } from '../lib/redact.ts'
-import { connect } from '../lib/ssh.ts'
 
 await runbook(
   {
@@ -32,7 +32,7 @@ await runbook(
     const dryRun = flags['dry-run']
 
     const host = await log.step('Connect', () =>
-      connect(target, dryRun ? (command) => log.result(command.shell) : undefined),
+      connectAdmin(target, dryRun ? (command) => log.result(command.shell) : undefined),
     )
     try {
       if (flags.status) return await showStatus()

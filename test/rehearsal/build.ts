@@ -8,16 +8,18 @@ import { script, sh } from '../../lib/shell.ts'
 import { docker, install, local } from './engine.ts'
 import { type Image, images } from './images/images.ts'
 import { IMAGES, IMAGES_DIR, PREFIX, PROJECT_DIR, PUSH_ADDRESS } from './names.ts'
+import { isUbuntu, SYSTEM } from './system.ts'
 
 const LABEL = 'kgc.rehearsal.hash'
 const BUILD_SECONDS = 900
 
 /** Builds every image whose sources changed since the last time. */
 export async function buildImages(log: Log): Promise<void> {
-  for (const suite of [...new Set(images.flatMap(({ suites }) => suites))]) {
-    if (!(await labelOf(baseName(suite)))) await log.step(`Base image debian:${suite}`, () => makeBase(log, suite))
+  const wanted = images.filter(({ system = SYSTEM }) => system === SYSTEM)
+  for (const suite of [...new Set(wanted.flatMap(({ suites }) => suites))]) {
+    if (!(await labelOf(baseName(suite)))) await log.step(`Base image of ${suite}`, () => makeBase(log, suite))
   }
-  for (const image of images) {
+  for (const image of wanted) {
     const context = await prepareContext(image)
     try {
       const hash = await hashOf(image, context)
@@ -41,7 +43,7 @@ export async function pushImages(): Promise<void> {
 
 /** The name of an image on this machine: never one that its owner uses too. */
 export const localName = ({ where, name }: Image) => (where === 'here' ? name : `${IMAGES}/${where}/${name}`)
-const baseName = (suite: string) => `${IMAGES}/debian:${suite}`
+const baseName = (suite: string) => `${IMAGES}/${isUbuntu(suite) ? 'ubuntu' : 'debian'}:${suite}`
 
 /** Docker Hub keeps its own images under library/. */
 function registryPath({ where, name }: Image): string {
@@ -64,10 +66,10 @@ async function labelOf(name: string): Promise<string> {
   return stdout.trim()
 }
 
-/** Docker Hub's Debian where it can be reached, else a fresh one made from Debian's packages. */
+/** Docker Hub's Debian or Ubuntu where it can be reached, else a fresh one made from their packages. */
 async function makeBase(log: Log, suite: string): Promise<void> {
   const label = sh`--change ${`LABEL ${LABEL}=base`}`
-  const fromHub = sh`docker create ${`debian:${suite}-slim`}`
+  const fromHub = sh`docker create ${isUbuntu(suite) ? `ubuntu:${suite}` : `debian:${suite}-slim`}`
   const pulled = await local.probe(fromHub, { timeout: 120 })
   if (pulled.code === 0) {
     const container = pulled.stdout.trim().split('\n').pop() ?? ''
@@ -77,17 +79,31 @@ async function makeBase(log: Log, suite: string): Promise<void> {
   }
   if ((await local.probe(sh`command -v debootstrap`)).code !== 0) await install(log, ['debootstrap'])
   log.say('  Docker Hub is out of reach; made with debootstrap')
-  // A debootstrap older than the suite has no script for it; that of the rolling release fits every one.
   await local.read(
     script(`
-tree=$(mktemp -d); trap 'rm -rf "$tree"' EXIT
-debootstrap --variant=minbase ${suite} "$tree" '' /usr/share/debootstrap/scripts/sid > "$tree.log" 2>&1 || { tail -n 20 "$tree.log"; exit 1; }
-rm -rf "$tree"/var/cache/apt/* "$tree"/var/lib/apt/lists/* "$tree.log"
+tree=$(mktemp -d); trap 'rm -rf "$tree" "$tree".*' EXIT
+${isUbuntu(suite) ? ubuntuTree(suite) : debianTree(suite)}
+rm -rf "$tree"/var/cache/apt/* "$tree"/var/lib/apt/lists/*
 tar -C "$tree" -c . | docker import ${label.shell} - ${baseName(suite)}
 `),
     { timeout: BUILD_SECONDS },
   )
 }
+
+const TREE_OR_END = `"$tree.log" 2>&1 || { tail -n 20 "$tree.log"; exit 1; }`
+/** A debootstrap older than the suite has no script for it; that of the rolling release fits every one. */
+const debianTree = (suite: string) =>
+  `debootstrap --variant=minbase ${suite} "$tree" '' /usr/share/debootstrap/scripts/sid > ${TREE_OR_END}`
+
+/** Ubuntu's key is in a package of Debian 13. What was released since is in suites of their own. */
+const ubuntuTree = (suite: string) => `
+docker run --rm ${baseName('trixie')} sh -c '
+  { apt-get -o Acquire::Check-Valid-Until=false update && cd /tmp && apt-get download ubuntu-keyring; } > /dev/null &&
+  dpkg-deb --fsys-tarfile ubuntu-keyring_*.deb | tar -xO ./usr/share/keyrings/ubuntu-archive-keyring.gpg' > "$tree.gpg" || exit 1
+debootstrap --variant=minbase --components=main,universe --keyring="$tree.gpg" --force-check-gpg ${suite} "$tree" '' \
+  /usr/share/debootstrap/scripts/gutsy > ${TREE_OR_END}
+for part in updates security; do sed "s/ ${suite} / ${suite}-$part /p;d" "$tree/etc/apt/sources.list"; done > "$tree.more"
+cat "$tree.more" >> "$tree/etc/apt/sources.list"`
 
 /** The image's folder, and its program bundled into one file. */
 async function prepareContext(image: Image): Promise<string> {

@@ -105,7 +105,9 @@ export function startLoad(door: Door, { rate = 200, websockets = 50, timeoutMs =
       void work.then(() => pending.delete(work))
       sent += 1
     }
-    timer = setTimeout(sendDue, due() - clock.now())
+    // First what has arrived, then what is due: a request must not go into a connection whose end is here already. nginx closes idle
+    // ones 2 s after a reload; with this process stopped for 3 s at each of 5 reloads, 185 of 2,002 requests were lost, and 0 or 1 so.
+    timer = setTimeout(() => setImmediate(sendDue), due() - clock.now())
   }
   sendDue()
 

@@ -28,6 +28,7 @@ import {
   claimNames,
   connectAs,
   makeNetworks,
+  removeOther,
   removeServer,
   startHelpers,
   startRegistry,
@@ -49,6 +50,7 @@ export async function raiseBlank(log: Log): Promise<boolean> {
   makeStateDir()
   await ensureEngine(log)
   await claimNames()
+  await removeOther()
   await buildImages(log)
   await log.step('Certificates', makeCertificates)
   makeRegistryPassword()

@@ -19,6 +19,7 @@ import {
   SERVER,
   SINK,
 } from './names.ts'
+import { isUbuntu, SYSTEM, type System } from './system.ts'
 
 const DISK = inState('disk')
 const DISK_IMAGE = inState('disk.img')
@@ -91,7 +92,7 @@ export const registryPassword = () => readFileSync(inState('registry-password'),
 export async function startHelpers(): Promise<void> {
   for (const [{ container, address }, image] of [
     [SINK, 'sink'],
-    [PACKAGES, 'packages'],
+    [PACKAGES, isUbuntu(SYSTEM) ? `packages-ubuntu:${SYSTEM}` : 'packages'],
   ] as const) {
     const built = await docker(sh`image inspect -f ${'{{.Id}}'} ${`${IMAGES}/${image}`}`)
     const runs = await local.probe(sh`docker container inspect -f ${'{{.State.Running}} {{.Image}}'} ${container}`)
@@ -112,25 +113,25 @@ export async function startServer(): Promise<boolean> {
   await mountDisk()
   if ((await local.probe(sh`docker start ${SERVER.container}`)).code !== 0) {
     const hosts = sh`--add-host ${`${REGISTRY.host.split(':')[0]}:${REGISTRY.address}`}`
-    const volumes = sh`-v ${`${DISK}/docker:/var/lib/docker`} -v ${`${DISK}/kgc:/opt/kgc`}`
+    const volumes = sh`-v ${`${DISK}/docker:/var/lib/docker`} -v ${`${DISK}/containerd:/var/lib/containerd`} -v ${`${DISK}/kgc:/opt/kgc`}`
     await docker(
-      sh`create --name ${SERVER.container} ${OWNER} --hostname kgc-erp --network ${NETWORKS.main.name} --ip ${SERVER.address} --ip6 ${ipv6(SERVER.address)} ${hosts} ${volumes} ${await bootFlags('trixie')}`,
+      sh`create --name ${SERVER.container} ${OWNER} --hostname kgc-erp --network ${NETWORKS.main.name} --ip ${SERVER.address} --ip6 ${ipv6(SERVER.address)} ${hosts} ${volumes} ${await bootFlags(SYSTEM)}`,
     )
     await docker(
       sh`network connect --ip ${SERVER.edgeAddress} --ip6 ${ipv6(SERVER.edgeAddress)} ${NETWORKS.edge.name} ${SERVER.container}`,
     )
     await docker(sh`start ${SERVER.container}`)
   }
-  await asHoster('trixie')
+  await asHoster(SYSTEM)
   return true
 }
 
 const BOOTED = script(
-  'systemctl is-active ssh && { ! systemctl is-enabled -q docker 2> /dev/null || systemctl is-active docker; }',
+  '{ systemctl is-active ssh || systemctl is-active ssh.socket; } && test -e /etc/ssh/ssh_host_ed25519_key && { ! systemctl is-enabled -q docker 2> /dev/null || systemctl is-active docker; }',
 )
 
 /** What the hoster does to a new server: the customer's key for root, and where packages come from. */
-export async function asHoster(suite: Suite, container = SERVER.container): Promise<void> {
+export async function asHoster(suite: System | 'bookworm', container = SERVER.container): Promise<void> {
   await until(async () => (await local.probe(inServer(BOOTED, container))).code === 0, 'the server')
   if (!existsSync(inState('id_ed25519'))) {
     await local.read(sh`ssh-keygen -q -t ed25519 -N ${''} -C kgc-rehearsal -f ${inState('id_ed25519')}`)
@@ -147,12 +148,10 @@ rm -f /etc/apt/sources.list.d/*.sources; install -m 644 /dev/null /etc/apt/sourc
   )
 }
 
-type Suite = 'trixie' | 'bookworm'
-
 /** What systemd needs to run in a container; it differs between the two kinds of control groups. */
-export async function bootFlags(suite: Suite): Promise<Command> {
+export async function bootFlags(suite: System | 'bookworm'): Promise<Command> {
   const common = sh`--cap-add ALL --cap-drop SYS_RESOURCE --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined --tmpfs /run --tmpfs /tmp`
-  const image = `${IMAGES}/blank:${suite}`
+  const image = `${IMAGES}/blank${isUbuntu(suite) ? '-ubuntu' : ''}:${suite}`
   const version = await docker(sh`info -f ${'{{.CgroupVersion}}'}`)
   return version === '1'
     ? sh`${common} -v /sys/fs/cgroup:/sys/fs/cgroup:rw --cgroupns=host ${image} SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1`
@@ -172,6 +171,12 @@ export async function connectAs(user: string): Promise<Host> {
   return connect({ host: SERVER.address, port: 22, user, keyFile: inState('id_ed25519'), hostKey: await hostKey() })
 }
 
+/** A server of another system gives way. */
+export async function removeOther(): Promise<void> {
+  const { stdout } = await local.probe(sh`docker container inspect -f ${'{{.Config.Image}}'} ${SERVER.container}`)
+  if (stdout.trim() !== '' && !stdout.trim().endsWith(SYSTEM)) await removeServer()
+}
+
 /** Removes the server, its disk and its backups. */
 export async function removeServer(): Promise<void> {
   await local.probe(sh`docker rm -f -v ${SERVER.container}`, { timeout: 120 })
@@ -189,7 +194,7 @@ const isMounted = async () => (await local.probe(sh`mountpoint -q ${DISK}`)).cod
 
 async function mountDisk(): Promise<void> {
   if (process.getuid?.() !== 0) {
-    await local.read(sh`mkdir -p ${`${DISK}/docker`} ${`${DISK}/kgc`}`)
+    await local.read(sh`mkdir -p ${['docker', 'containerd', 'kgc'].map((name) => `${DISK}/${name}`)}`)
     return
   }
   if (await isMounted()) return
@@ -197,7 +202,7 @@ async function mountDisk(): Promise<void> {
     script(`
 mkdir -p ${DISK}
 [ -f ${DISK_IMAGE} ] || { truncate -s ${DISK_SIZE} ${DISK_IMAGE} && mkfs.ext4 -q -m 0 ${DISK_IMAGE}; }
-mount -o loop ${DISK_IMAGE} ${DISK} && mkdir -p ${DISK}/docker ${DISK}/kgc
+mount -o loop ${DISK_IMAGE} ${DISK} && mkdir -p ${DISK}/docker ${DISK}/containerd ${DISK}/kgc
 `),
   )
 }

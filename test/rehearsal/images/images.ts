@@ -1,3 +1,5 @@
+import type { System } from '../system.ts'
+
 /**
  * Every image of the rehearsal, in the order in which they are built (what others are built on comes first).
  *
@@ -16,8 +18,10 @@ export interface Image {
   /** `here`: stays on this machine. `registry`: name below ${REGISTRY}. `hub`: name of Docker Hub, for the mirror. */
   where: 'here' | 'registry' | 'hub'
   name: string
-  /** The Debian suites that it starts from. */
-  suites: readonly ('bookworm' | 'trixie' | 'forky')[]
+  /** The suites of Debian and Ubuntu that it starts from. */
+  suites: readonly ('bookworm' | 'trixie' | 'forky' | System)[]
+  /** Only for a server of this system. */
+  system?: System
   /** Program in ../stand-in, bundled as app.cjs into the build context. */
   standIn?: string
   /** Its program is scripts/backup.ts, bundled as production's is. */
@@ -39,6 +43,16 @@ export const images: readonly Image[] = [
     }),
   ),
   { folder: 'packages', where: 'here', name: 'kgc-rehearsal/packages', suites: ['trixie', 'bookworm'] },
+  ...(['jammy', 'noble'] as const).flatMap((suite): Image[] =>
+    ['blank', 'packages'].map((part) => ({
+      folder: `${part}-ubuntu`,
+      where: 'here',
+      name: `kgc-rehearsal/${part}-ubuntu:${suite}`,
+      suites: [suite],
+      system: suite,
+      buildArgs: { SUITE: suite },
+    })),
+  ),
   { folder: 'visitor', where: 'here', name: 'kgc-rehearsal/visitor', suites: ['trixie'] },
   { folder: 'registry', where: 'here', name: 'kgc-rehearsal/registry', suites: ['bookworm'] },
   { folder: 's3', where: 'here', name: 'kgc-rehearsal/s3', suites: ['bookworm'] },

@@ -84,13 +84,17 @@ test('npm run rehearse, when it runs already, changes nothing and is quick', asy
   assert.equal(await serverSurvey(), before.server)
 })
 
-test('the index of the runbook leads to sections that exist', () => {
+test('the index of the runbook leads to sections that exist, each once', () => {
   const text = readFileSync(join(PROJECT_DIR, 'RUNBOOK.md'), 'utf8')
   const anchors = [...text.matchAll(/^## (.+)$/gm)].map(([, title]) =>
     (title ?? '')
       .toLowerCase()
       .replace(/[^\w\s-]/g, '')
       .replaceAll(' ', '-'),
+  )
+  assert.equal(
+    anchors.filter((anchor, index) => anchors.indexOf(anchor) !== index),
+    [],
   )
   for (const [, link] of text.matchAll(/\(#([^)]+)\)/g)) assert.ok(anchors.includes(link ?? ''), `#${link}: ${anchors}`)
 })

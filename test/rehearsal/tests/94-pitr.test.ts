@@ -4,9 +4,8 @@ import * as assert from 'uvu/assert'
 import { compose } from '../../../lib/compose.ts'
 import { ROOT } from '../../../lib/layout.ts'
 import { script, sh } from '../../../lib/shell.ts'
-import { docker } from '../engine.ts'
 import { inContainer, rehearsal, runScript, said, serverRead, startScript } from '../harness.ts'
-import { IMAGES, PROJECT_DIR, SERVER } from '../names.ts'
+import { SERVER } from '../names.ts'
 import { until } from '../server.ts'
 
 const test = suite('point in time recovery')
@@ -15,7 +14,6 @@ const soak = process.env.SOAK === '1'
 /** archive_timeout, and the time until a piece is in S3 on a busy machine. */
 const LOSS_SECONDS = 60 + 15
 const CONFIRM = ['--confirm', SERVER.address]
-const PROMETHEUS = `${IMAGES}/hub/prom/prometheus:v3.15.0`
 
 const sql = (text: string, database = 'kgc') =>
   serverRead(sh`docker exec kgc-postgres-1 psql -U postgres -XAtq -v ON_ERROR_STOP=1 -d ${database} -c ${text}`)
@@ -69,11 +67,6 @@ test('off by default: the plain image, nothing archived, no way out', async () =
   const run = await restore('--time', 'newest')
   assert.is(run.code, 1, said(run))
   assert.match(run.stderr, /Point in time recovery is off/)
-})
-
-test('the alert rules fire when they should, and only then', async () => {
-  const volumes = sh`-v ${`${PROJECT_DIR}/monitoring/prometheus/rules:/rules:ro`} -v ${`${PROJECT_DIR}/test/rehearsal/alerts:/tests:ro`}`
-  await docker(sh`run --rm --network none ${volumes} --entrypoint promtool ${PROMETHEUS} test rules /tests/pitr.yml`)
 })
 
 test('on by one variable: a backup is made by itself, and the log follows', async () => {
