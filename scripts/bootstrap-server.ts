@@ -95,7 +95,8 @@ await runbook(
         throw new Stop(`These are still not as they should be: ${left.map(({ title }) => title).join(', ')}.`, [
           'Run it again; what is left after that is named in the table.',
         ])
-      log.say(`${server.name} is ready. Next: npx tsx scripts/deploy.ts vN`)
+      const first = config.certificate.CERTIFICATE === 'files' ? '' : 'npx tsx scripts/certificates.ts, then '
+      log.say(`${server.name} is ready. Next: ${first}npx tsx scripts/deploy.ts vN`)
       return EXIT.done
     } finally {
       await server.close()

@@ -182,5 +182,6 @@ export const readCounters = (host: Host) =>
 for family in iptables ip6tables; do
   echo "# $family"
   for chain in KGC-IN DOCKER-USER KGC-CF; do $family -w 10 -nvL $chain 2> /dev/null || echo "no chain $chain"; done
+  $family -w 10 -t mangle -nvL KGC-FORWARD 2> /dev/null || echo 'no chain KGC-FORWARD'
 done`),
   )

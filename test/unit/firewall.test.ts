@@ -145,7 +145,7 @@ test('every chain of ours ends by dropping, and 22 is never open to everybody', 
   for (const family of [4, 6] as const) {
     for (const httpFrom of ['any', 'cloudflare'] as const) {
       const rules = firewallRules({ ...ACCESS, httpFrom, cloudflare: [], extra: [] }, family)
-      for (const chain of ['KGC-IN', 'KGC-CF', 'DOCKER-USER'])
+      for (const chain of ['KGC-IN', 'KGC-CF', 'DOCKER-USER', 'KGC-FORWARD', 'KGC-FORWARD-CF'])
         assert.match(
           rules
             .split('\n')
@@ -159,6 +159,15 @@ test('every chain of ours ends by dropping, and 22 is never open to everybody', 
       assert.not.match(rules, /^-[FXPD] /m)
     }
   }
+})
+
+test('what is forwarded is judged alike in the table that is asked before Docker, and in its own chain', () => {
+  const rules = firewallRules(ACCESS, 4).split('\n')
+  const of = (chain: string) => rules.filter((line) => line.startsWith(`-A ${chain} `))
+  const alike = (lines: string[]) =>
+    lines.map((line) => line.replaceAll('KGC-FORWARD-CF', 'KGC-CF').replace(/-A \S+/, ''))
+  assert.equal(alike(of('KGC-FORWARD')), alike(of('DOCKER-USER')))
+  assert.equal(alike(of('KGC-FORWARD-CF')), alike(of('KGC-CF')))
 })
 
 test('refuses rules that would exclude the one who applies them', () => {

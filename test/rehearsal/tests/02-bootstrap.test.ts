@@ -11,13 +11,15 @@ import { NETWORKS, PROJECT_DIR, RUNNER_ADDRESS, SERVER } from '../names.ts'
 import { raiseBlank } from '../rehearse.ts'
 import { asHoster, bootFlags, connectAs, hostKey, inServer, removeServer, startServer, until } from '../server.ts'
 import { putRehearsalFiles } from '../setup.ts'
+import { SYSTEM, type System } from '../system.ts'
 
 const test = suite('a new server, from nothing')
 
 const SOAK = process.env.SOAK === '1'
 const SCORES = JSON.parse(readFileSync(`${PROJECT_DIR}/test/rehearsal/scores.json`, 'utf8')) as {
-  lynis: { blank: number; index: number; warnings: string[] }
+  lynis: Record<System, { blank: number; index: number; warnings: string[] }>
 }
+const SCORE = SCORES.lynis[SYSTEM]
 const BOOKWORM = { container: `${SERVER.container}-bookworm`, address: SERVER.address.replace(/\d+$/, '11') }
 const STEPS = [
   ...["Docker's settings", 'Packages', 'Docker runs with them', 'Clock and time zone', 'Kernel settings'],
@@ -45,6 +47,8 @@ const isDone = (run: Run) => assert.is(run.code, 0, said(run))
 test.before(async () => {
   await removeServer()
   await raiseBlank(createLog())
+  // Ubuntu's first login leaves traces of its own.
+  await getsIn()
 })
 test.after(async () => {
   await local.probe(sh`docker rm -f -v ${BOOKWORM.container}`)
@@ -74,7 +78,10 @@ test('on a blank server, --check names everything and a dry run shows every comm
   assert.match(check.stdout, /JWT_SECRET is not set in \.env/)
   const dryRun = await bootstrap(['--dry-run'])
   isDone(dryRun)
-  assert.match(dryRun.stdout, /apt install --no-install-recommends .*docker\.io docker-cli docker-compose/)
+  assert.match(
+    dryRun.stdout,
+    /apt install --no-install-recommends .*docker\.io (docker-cli docker-compose|docker-compose-v2)/,
+  )
   assert.match(dryRun.stdout, /kgc-sshd try 20/)
   assert.is(await fingerprint(), before)
 })
@@ -101,7 +108,7 @@ cat /root/os-release > /etc/os-release; rm /root/os-release /usr/local/sbin/ufw 
 systemctl stop firewalld`)
   assert.is(run.code, 1, said(run))
   for (const says of [
-    /this is 'debian 11'; supported are/,
+    /this is '(debian|ubuntu) 11'; supported are/,
     /ufw is active/,
     /firewalld is active/,
     /sshd refuses its own/,
@@ -113,7 +120,7 @@ systemctl stop firewalld`)
 })
 
 test('says so when apt does not work there, before anything is touched', async () => {
-  await onConsole("cp /etc/apt/sources.list /root/; sed -i 's/trixie/nowhere/' /etc/apt/sources.list")
+  await onConsole(`cp /etc/apt/sources.list /root/; sed -i 's/${SYSTEM}/nowhere/' /etc/apt/sources.list`)
   const run = await bootstrap(['--yes'])
   await onConsole('mv /root/sources.list /etc/apt/sources.list')
   assert.is(run.code, 1, said(run))
@@ -197,7 +204,9 @@ test('run again, it finds nothing to do and changes nothing', async () => {
   audit.catch(() => {})
 })
 
-test("on Debian 12, whose Docker is too old, the plan names Docker's own repository", async () => {
+// The mirrors of other systems have nothing of Debian 12.
+const onDebian = SYSTEM === 'trixie' ? test : () => {}
+onDebian("on Debian 12, whose Docker is too old, the plan names Docker's own repository", async () => {
   await docker(
     sh`run -d --name ${BOOKWORM.container} --hostname bookworm --network ${NETWORKS.main.name} --ip ${BOOKWORM.address} ${await bootFlags('bookworm')}`,
   )
@@ -214,10 +223,10 @@ test("on Debian 12, whose Docker is too old, the plan names Docker's own reposit
 
 test('lynis finds it harder than before, and warns of nothing new', async () => {
   const { index, warnings } = await audit
-  console.log(`  hardening index ${index}; of the blank server ${SCORES.lynis.blank}`)
-  assert.ok(index >= SCORES.lynis.index, `${index} is below ${SCORES.lynis.index}`)
+  console.log(`  hardening index ${index}; of the blank server ${SCORE.blank}`)
+  assert.ok(index >= SCORE.index, `${index} is below ${SCORE.index}`)
   assert.equal(
-    warnings.filter((id) => !SCORES.lynis.warnings.includes(id)),
+    warnings.filter((id) => !SCORE.warnings.includes(id)),
     [],
   )
 })
@@ -282,7 +291,7 @@ echo 'DenyUsers deploy' > /etc/ssh/sshd_config.d/99-test.conf`)
   assert.is(run.code, 1, said(run))
   assert.match(run.stderr, /Failed at step "Settings of sshd": .*second connection did not come through[\s\S]*deploy@/)
   assert.match(run.stderr, /The old settings were put back/)
-  assert.is(await onConsole('ls /etc/ssh/sshd_config.d'), '50-cloud-init.conf\n99-test.conf')
+  assert.not.match(await onConsole('ls /etc/ssh/sshd_config.d'), /00-kgc/)
   await onConsole('rm /etc/ssh/sshd_config.d/99-test.conf')
   isDone(await bootstrap(['--yes']))
 })

@@ -44,6 +44,15 @@ test('the firewall is what its files say, also after Docker made networks', () =
     assert.match(open.stderr, /IPv4: what is active is not what/)
   }))
 
+test('nothing is published over IPv6', () =>
+  onServer(async (host) => {
+    assert.match(
+      await host.read(sh`docker ps --format ${'{{.Ports}}'}`),
+      /^0\.0\.0\.0:80->80\/tcp, 0\.0\.0\.0:443->443\/tcp$/m,
+    )
+    assert.not.match(await host.read(sh`docker ps --format ${'{{.Ports}}'}; ss -Hltn`), /::\]?:(80|443)\b/)
+  }))
+
 test('none is given up that was met before', () => {
   const met = CIS.filter(({ not }) => !not).length
   console.log(`  ${met} of ${CIS.length} checks are met`)

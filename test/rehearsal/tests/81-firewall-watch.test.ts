@@ -20,7 +20,8 @@ const all = (answer: string, targets: string[]) => Object.fromEntries(targets.ma
 const harden = (args: string[] = ['--yes'], changes: Record<string, string> = {}) =>
   runScript('harden-firewall', ['--env', envWith({ ADMIN_ADDRESSES: RUNNER_ADDRESS, ...changes }), ...args])
 const onConsole = (text: string) => local.read(inServer(script(text)), { timeout: 120 })
-const rules = () => onConsole('iptables -S; ip6tables -S; iptables -t nat -S KGC-FRONT-DOOR')
+const rules = () =>
+  onConsole('for tool in iptables ip6tables; do $tool -S; $tool -t mangle -S; done; iptables -t nat -S KGC-FRONT-DOOR')
 /** As Prometheus gets it. */
 const metric = () => onConsole('curl -fsS -m 5 http://172.20.7.17:9100/metrics | grep "^kgc_firewall_ok"')
 const told = async () => (await sinkMessages()).map(({ body }) => body.text).join('\n')
@@ -56,6 +57,8 @@ test('every five minutes it looks, puts right what somebody changed, and tells i
     'iptables -I KGC-IN -p tcp --dport 3000 -j ACCEPT',
     'ip6tables -D INPUT -j KGC-IN',
     'iptables -F DOCKER-USER',
+    'iptables -t mangle -F KGC-FORWARD',
+    'ip6tables -t mangle -D FORWARD -j KGC-FORWARD',
     'iptables -P INPUT ACCEPT',
     'iptables -t nat -F KGC-FRONT-DOOR',
     'iptables -D FORWARD -j DOCKER-USER; iptables -A FORWARD -j DOCKER-USER',
@@ -97,7 +100,7 @@ kgc-firewall try 60; kgc-firewall watch`)
 /** What the unit does at boot, and after what: with nothing in the kernel. */
 const atBoot = (change: string) =>
   onConsole(`
-for tool in iptables ip6tables; do $tool -P INPUT ACCEPT; $tool -D INPUT -j KGC-IN; $tool -F KGC-IN; $tool -F DOCKER-USER; done
+for tool in iptables ip6tables; do $tool -P INPUT ACCEPT; $tool -D INPUT -j KGC-IN; $tool -F KGC-IN; $tool -F DOCKER-USER; $tool -t mangle -F; done
 systemctl stop kgc-firewall.service
 rm -rf /tmp/kept && cp -a /etc/kgc/firewall /tmp/kept
 ${change}

@@ -98,6 +98,18 @@ test('a dry run of the first one changes nothing', async () => {
   assert.is(await onSite('ls -lR /etc/kgc /opt/kgc/certs /etc/systemd/system'), before)
 })
 
+test('a server that nothing was deployed to gets its first one, and the deploy that follows finds it', async () => {
+  await onSite('docker rm -f kgc-nginx-proxy-1')
+  const before = await onSite('iptables -t nat -S PREROUTING')
+  const run = await certificates()
+  assert.is(run.code, 0, said(run))
+  assert.is(await onSite('iptables -t nat -S PREROUTING'), before)
+  const deploy = await runScript('deploy', ['v2', '--env', certificatesEnv({ FRONT_CA_FILE: ROOTS })])
+  assert.is(deploy.code, 0, said(deploy))
+  await shown(DOMAIN, await authorityRoot())
+  await onSite(`rm -rf ${SITE} /etc/letsencrypt /etc/kgc/certificates`)
+})
+
 test('with the authority down, a new server gets a placeholder, on which nginx starts', async () => {
   await authorityIs('down')
   const run = await certificates().finally(() => authorityIs('normal'))
