@@ -279,7 +279,7 @@ test('an old database is dropped only when it is named, and one that serves cann
   failsWith(await restore(['--drop', old]), 2, /there is no way back/)
   const run = await restore(['--drop', old, '--confirm', old])
   assert.is(run.code, 0, said(run))
-  assert.match((await restore(['--status'])).stdout, /Restores left nothing/)
+  assert.not.match((await restore(['--status'])).stdout, new RegExp(old))
 })
 
 test('--keep-side leaves a copy to take one table from, and what serves alone', async () => {
@@ -390,7 +390,7 @@ if (SOAK)
     const run = await restore(['--db', 'kgc', '--confirm', 'kgc'])
     assert.is(run.code, 0, said(run))
     console.log(`${run.stderr}${run.stdout}  in all ${run.seconds.toFixed(1)} s`)
-    const newest = pickRun(await readCatalog(store), { run: undefined, time: undefined })
+    const newest = pickRun(await readCatalog(store), {})
     const [kgc] = pickDatabases(newest, ['kgc'])
     assert.ok(kgc)
     const identities = readIdentities(inState('age-identity.txt'))

@@ -17,7 +17,7 @@ const CONFIRM = ['--confirm', SERVER.address]
 
 const sql = (text: string, database = 'kgc') =>
   serverRead(sh`docker exec kgc-postgres-1 psql -U postgres -XAtq -v ON_ERROR_STOP=1 -d ${database} -c ${text}`)
-const restore = (...args: string[]) => runScript('restore-time', [...args, ...CONFIRM])
+const restore = (...args: string[]) => runScript('restore', [...args, ...CONFIRM])
 const upNow = (service: string) => compose(sh`up -d --no-deps ${service}`)
 /** As the user who deploys: the registry knows it. */
 const onServer = (text: string) => serverRead(script(`cd ${ROOT}\n${text}`), 'deploy')
@@ -135,7 +135,8 @@ test('bad input is refused before anything is touched', async () => {
   for (const [args, code, message] of [
     [['--time', 'yesterday'], 2, /is not a time/],
     [['--time', '2099-01-01 10:00'], 2, /in the future/],
-    [['--undo', '--time', '10:00'], 2, /not both/],
+    [['--undo', '--time', '10:00'], 2, /Say one thing to do/],
+    [['--time', '10:00', '--db', 'kgc'], 2, /--db does not go with --time/],
     [['--time', '2020-01-01 10:00'], 1, /earliest moment that can be restored/],
   ] as const) {
     const run = await restore(...args)
@@ -152,7 +153,7 @@ test('back to the moment before a DROP TABLE, also when the first try died in th
   await sleep(1500)
   await sql('DROP TABLE invoices')
 
-  const dead = startScript('restore-time', ['--time', moment, ...CONFIRM])
+  const dead = startScript('restore', ['--time', moment, ...CONFIRM])
   const label = `docker volume ls -q --filter label=kgc.pitr=${moment}`
   await until(async () => (await onServer(label)) !== '', 'the download to begin', 60)
   dead.child.kill('SIGKILL')
@@ -173,8 +174,14 @@ test('back to the moment before a DROP TABLE, also when the first try died in th
 
 test('undone, what was replaced serves again', async () => {
   const restored = await serving()
+  const refused = await runScript('restore', ['--undo', '--confirm', 'kgc'])
+  assert.is(refused.code, 2, said(refused))
+  assert.match(refused.stderr, /the last restore is that of the whole cluster[\s\S]*--confirm kgc is not/)
+  assert.is(await serving(), restored)
   const run = await restore('--undo')
   assert.is(run.code, 0, said(run))
+  const status = await restore('--status')
+  assert.match(status.stdout, new RegExp(`^${restored} .*the whole cluster until it was replaced`, 'm'))
   assert.is(await sql("SELECT to_regclass('invoices') IS NULL"), 't')
   assert.is.not(await serving(), restored)
   await backedUp()
@@ -189,7 +196,7 @@ test('one table is copied out of the past; then the server is killed and its vol
   const moment = new Date().toISOString()
   await sleep(1500)
   await sql('DROP TABLE copied')
-  const looked = await restore('--time', moment, '--beside-only')
+  const looked = await restore('--time', moment, '--keep-side')
   assert.is(looked.code, 0, said(looked))
   await onServer(
     'docker exec kgc-postgres-restore-1 pg_dump -U postgres -t copied kgc | docker exec -i kgc-postgres-1 psql -U postgres -q -1 kgc',
@@ -216,7 +223,7 @@ ${upNow('pitr').shell}`)
   )
 
   const began = Date.now()
-  const run = startScript('restore-time', ['--time', 'newest', ...CONFIRM])
+  const run = startScript('restore', ['--time', 'newest', ...CONFIRM])
   await until(async () => (await onServer('ls state')).includes('pitr.swap'), 'the swap', 180)
   run.child.kill('SIGKILL')
   await until(async () => !(await onServer('ls state')).includes('pitr.swap'), 'the swap to end by itself', 180)

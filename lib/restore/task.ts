@@ -1,0 +1,46 @@
+import { EXIT, Stop } from '../errors.ts'
+
+/** What each of the things that one can ask for goes with. */
+const GOES_WITH = {
+  list: [],
+  status: [],
+  drop: [],
+  undo: ['db', 'files'],
+  time: ['keep-side'],
+  backup: ['db', 'files', 'all', 'run', 'before', 'keep-side', 'other-server'],
+} as const
+
+export type Task = keyof typeof GOES_WITH
+type Choice = (typeof GOES_WITH)[Task][number]
+const CHOICES: Choice[] = [...new Set(Object.values(GOES_WITH).flatMap((names): Choice[] => [...names]))]
+export type RestoreFlags = Partial<Record<Exclude<Task, 'backup'> | Choice, boolean | string | undefined>>
+
+/**
+ * The one thing that was asked for; `backup` is a restore from a backup.
+ * @throws Stop (exit 2) when it is none or several, or when flags exclude each other
+ */
+export function taskOf(flags: RestoreFlags): Task {
+  const isGiven = (name: keyof RestoreFlags) => flags[name] !== undefined && flags[name] !== false
+  const named = (Object.keys(GOES_WITH) as Task[]).filter((name) => name !== 'backup' && isGiven(name as Choice))
+  const task = named[0] ?? (isGiven('db') || isGiven('files') || isGiven('all') ? 'backup' : undefined)
+  if (!task || named.length > 1)
+    throw usage(
+      'Say one thing to do: --db NAMES, --files or --all (from a backup), --time WHEN (the whole cluster), --list, --status, --undo, --drop NAME.',
+    )
+  const choices: readonly Choice[] = GOES_WITH[task]
+  const stray = CHOICES.find((one) => isGiven(one) && !choices.includes(one))
+  const what = task === 'backup' ? 'a restore from a backup' : `--${task}`
+  if (stray)
+    throw usage(
+      `--${stray} does not go with ${what}.${task === 'time' ? ' The time for single databases is --before: the newest backup from before it.' : ''}`,
+    )
+  for (const [one, other] of [
+    ['all', 'db'],
+    ['all', 'files'],
+    ['run', 'before'],
+  ] as const)
+    if (isGiven(one) && isGiven(other)) throw usage(`--${one} and --${other} exclude each other.`)
+  return task
+}
+
+const usage = (message: string) => new Stop(message, ['npx tsx scripts/restore.ts --help'], EXIT.usage)
