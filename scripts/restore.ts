@@ -5,6 +5,7 @@ import { DRY_RUN_FLAG, ENV_FLAG, runbook, WAIT_FLAG, waitSeconds } from '../lib/
 import { loadConfig, sshTarget } from '../lib/config.ts'
 import { EXIT } from '../lib/errors.ts'
 import type { Log } from '../lib/log.ts'
+import { rebuildServer } from '../lib/rebuild/rebuild.ts'
 import { redactor } from '../lib/redact.ts'
 import { describeAside, drop, surveyAside, undo } from '../lib/restore/aside.ts'
 import { restoreCluster } from '../lib/restore/cluster.ts'
@@ -16,6 +17,12 @@ import { taskOf } from '../lib/restore/task.ts'
 import { connect } from '../lib/ssh.ts'
 import { table } from '../lib/table.ts'
 import { parseTime, parseWhen } from '../lib/when.ts'
+
+/** All that the scripts which it runs want, so that nothing is found missing half way. */
+const BLANK_GROUPS = [
+  ...(['front', 'server', 'registry', 'release', 'access', 'certificate'] as const),
+  ...(['notify', 'objectStore', 'backup', 'opener', 'blank'] as const),
+]
 
 await runbook(
   {
@@ -40,6 +47,8 @@ await runbook(
       },
       'keep-side': { type: 'boolean', help: 'no swap: leave what was restored beside what serves, to copy from' },
       'other-server': { type: 'boolean', help: 'even when it is the backup of another server' },
+      'to-blank': { type: 'boolean', help: 'a blank server becomes the one that the backup is of' },
+      to: { type: 'string', value: 'vN', help: 'with --to-blank: this release, not the one that served' },
       undo: { type: 'boolean', help: 'swap back what the last restore set aside (with --db or --files: only these)' },
       drop: { type: 'string', value: 'NAME', help: 'remove what --status shows' },
       confirm: { type: 'string', value: 'NAME', help: 'the name that you would be asked to type' },
@@ -52,6 +61,7 @@ await runbook(
       '--db kgc --keep-side',
       '--time 14:05',
       '--time newest',
+      '--to-blank',
       '--undo',
     ],
   },
@@ -60,6 +70,16 @@ await runbook(
     if (task === 'list') return list(log, flags.env)
     const when = task === 'time' ? parseWhen(flags.time ?? '') : undefined
     const before = flags.before === undefined ? undefined : parseTime('--before', flags.before)
+    if (task === 'to-blank') {
+      const config = loadConfig(flags.env, BLANK_GROUPS)
+      const identities = readIdentities(config.opener.BACKUP_IDENTITY_FILE)
+      log.hide(redactor([...config.secrets, ...identities]))
+      await rebuildServer({
+        ...{ log, config, identities, env: flags.env, dryRun: flags['dry-run'], actor: currentActor() },
+        ...{ run: flags.run, before, to: flags.to, confirmed: flags.confirm },
+      })
+      return EXIT.done
+    }
     const databases = flags.db?.split(',')
     const config = loadConfig(flags.env, ['front', 'server', 'notify'])
     const backups = task === 'backup' ? loadConfig(flags.env, ['objectStore', 'opener']) : undefined

@@ -7,6 +7,7 @@ const GOES_WITH = {
   drop: [],
   undo: ['db', 'files'],
   time: ['keep-side'],
+  'to-blank': ['run', 'before', 'to'],
   backup: ['db', 'files', 'all', 'run', 'before', 'keep-side', 'other-server'],
 } as const
 
@@ -25,7 +26,7 @@ export function taskOf(flags: RestoreFlags): Task {
   const task = named[0] ?? (isGiven('db') || isGiven('files') || isGiven('all') ? 'backup' : undefined)
   if (!task || named.length > 1)
     throw usage(
-      'Say one thing to do: --db NAMES, --files or --all (from a backup), --time WHEN (the whole cluster), --list, --status, --undo, --drop NAME.',
+      'Say one thing to do: --db NAMES, --files or --all (from a backup), --time WHEN (the whole cluster), --to-blank, --list, --status, --undo, --drop NAME.',
     )
   const choices: readonly Choice[] = GOES_WITH[task]
   const stray = CHOICES.find((one) => isGiven(one) && !choices.includes(one))
