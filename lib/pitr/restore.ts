@@ -173,8 +173,6 @@ async function replace(
   )
   if (dryRun) return log.say('Dry run: nothing was changed.')
   log.result(`✅ ${volume} serves (${target}); ${said.split('\n').at(-1)}.`)
-  log.say(`Back to the one before: npx tsx scripts/restore.ts --undo. It is in ${found.volume} until you remove it.`)
-  log.say('A backup of the new line of the log begins now: kgc-pitr-1 makes it by itself.')
 }
 
 function swapFailed(error: unknown, { volume }: Found): Stop {

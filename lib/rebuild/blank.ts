@@ -8,7 +8,7 @@ import { type Command, script, sh } from '../shell.ts'
  * A rebuild that is under way, as the server remembers it: it makes the server one that may be gone on with, and no backup
  * is made while it is there.
  */
-export type Begun = { run: string; done: string[] }
+export type Begun = { run: string; fromLog: boolean; done: string[] }
 
 const MARKER = `${ROOT}/${REBUILD}`
 
@@ -33,9 +33,9 @@ export async function surveyBlank(host: Host): Promise<Begun | undefined> {
 export function parseBlank(server: string, output: string): Begun | undefined {
   const all = (name: string) =>
     output.split('\n').flatMap((line) => (line.startsWith(`${name}=`) ? [line.slice(name.length + 1)] : []))
-  const lines = all('begun').map((line) => JSON.parse(line) as { run?: string; done?: string })
-  const run = lines.find((line) => line.run)?.run
-  if (run) return { run, done: lines.flatMap(({ done }) => (done ? [done] : [])) }
+  const lines = all('begun').map((line) => JSON.parse(line) as { run?: string; fromLog?: boolean; done?: string })
+  const { run, fromLog = false } = lines[0] ?? {}
+  if (run) return { run, fromLog, done: lines.flatMap(({ done }) => (done ? [done] : [])) }
   const found = all('found')
   if (found.length === 0) return undefined
   throw new Stop(
@@ -49,8 +49,8 @@ export function parseBlank(server: string, output: string): Begun | undefined {
 }
 
 /** From now on the server is one that is being rebuilt. The marker comes before anything else. */
-export const begin = (host: Host, run: string): Promise<string> =>
-  putFile(host, MARKER, `${JSON.stringify({ run })}\n`, { mode: '644' })
+export const begin = (host: Host, run: string, fromLog: boolean): Promise<string> =>
+  putFile(host, MARKER, `${JSON.stringify({ run, fromLog })}\n`, { mode: '644' })
 
 /** Remembers that a part is whole. */
 export const markDone = (part: string): Command =>

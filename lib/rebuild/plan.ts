@@ -6,10 +6,14 @@ import { ago, diskNeed } from '../restore/plan.ts'
 /** What is fetched from the object store to this machine, in the order in which it is restored. */
 export type Part = Stored & { name: string }
 
-/** By the names that the backup's log gives them; the files go from the object store to the server itself. */
-export function partsOf({ globals, redis, grafana, databases }: Manifest): Part[] {
+/**
+ * By the names that the backup's log gives them; the files go from the object store to the server itself.
+ * @param fromLog without roles and databases: these come from the log of point in time recovery
+ */
+export function partsOf({ globals, redis, grafana, databases }: Manifest, fromLog = false): Part[] {
   const named = (name: string, part: Stored | undefined) => (part ? [{ ...part, name }] : [])
-  return [...named('roles', globals), ...databases, ...named('job queue', redis), ...named('Grafana', grafana)]
+  const dumps = fromLog ? [] : [...named('roles', globals), ...databases]
+  return [...dumps, ...named('job queue', redis), ...named('Grafana', grafana)]
 }
 
 export type Hand = {
@@ -54,7 +58,7 @@ export function describeRebuild(
   server: string,
   manifest: Manifest,
   version: string,
-  { done, leftOut }: { done: string[]; leftOut: string[] },
+  { done, fromLog, leftOut }: { done: string[]; fromLog: boolean; leftOut: string[] },
   now: Date,
 ): string {
   const { run, host, started, files, databases, failed } = manifest
@@ -63,11 +67,11 @@ export function describeRebuild(
     `${server} becomes ${host} as it was ${ago(now.getTime() - Date.parse(started))} ago, from the backup ${run}.`,
     `  databases: ${names.join(', ')}${files ? `; ${files.files} files, ${gigabytes(files.bytes)}` : ''}; release ${version}.`,
     ...failed.map(({ part }) => `  The backup is without ${part}.`),
-    ...(leftOut.includes('PITR')
-      ? [
-          '  PITR is off at first: its log in S3 belongs to the old cluster. RUNBOOK.md, "Onto a blank server", says how to use it.',
-        ]
-      : []),
+    ...(fromLog
+      ? ['  The databases come from the log in S3: as they were at most a minute before the server was lost.']
+      : leftOut.includes('PITR')
+        ? ['  PITR will be off: its log in S3 is that of the old cluster. RUNBOOK.md, "Onto a blank server".']
+        : []),
     ...(leftOut.length > 0 ? [`  Not taken over from its .env: ${leftOut.join(', ')}.`] : []),
     '  Not in a backup: what was written since, sessions, and what Prometheus measured. Jobs that were done since run again.',
     ...(done.length > 0 ? [`  Done already: ${done.join(', ')}.`] : []),

@@ -64,9 +64,9 @@ export const servedRelease = (records: ReleaseRecord[]): ReleaseRecord | undefin
   records.filter(({ outcome }) => outcome === 'good').at(-1)
 
 /** Before bootstrap-server.ts, which keeps what it finds: the variables, and the certificates with their keys. */
-export async function putFirst(host: Host, { tar, env }: ServerSecrets): Promise<void> {
+export async function putFirst(host: Host, { tar, env }: ServerSecrets, fromLog: boolean): Promise<void> {
   await host.write(sh`tar -x -p --numeric-owner -C ${ROOT} -f - certs`, { input: stream(tar) })
-  await putFile(host, `${ROOT}/.env`, env)
+  await putFile(host, `${ROOT}/.env`, fromLog ? `${env}PITR=on\n` : env)
 }
 
 /** After it, when the user deploy exists: Redis' users, and the record of releases. */

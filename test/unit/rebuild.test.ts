@@ -29,9 +29,13 @@ test('a server with nothing is blank, one with anything of a stack is refused, a
     /not blank:[\s\S]*kgc_uploads[\s\S]*Nothing was/,
   )
   assert.equal(
-    parseBlank('new', 'found=/opt/kgc/.env\nbegun={"run":"r"}\nbegun={"done":"server"}\nbegun={"done":"kgc"}'),
+    parseBlank(
+      'new',
+      'found=/opt/kgc/.env\nbegun={"run":"r","fromLog":true}\nbegun={"done":"server"}\nbegun={"done":"kgc"}',
+    ),
     {
       run: 'r',
+      fromLog: true,
       done: ['server', 'kgc'],
     },
   )
@@ -78,16 +82,20 @@ test('fetches what the backup has, and names what it is and what it is not', () 
     partsOf(MANIFEST).map(({ name }) => name),
     ['roles', 'kgc', 'job queue'],
   )
+  assert.equal(
+    partsOf(MANIFEST, true).map(({ name }) => name),
+    ['job queue'],
+  )
   const text = describeRebuild(
     'new',
     MANIFEST,
     'v7',
-    { done: ['server'], leftOut: ['PITR'] },
+    { done: ['server'], fromLog: false, leftOut: ['PITR'] },
     new Date('2026-11-23T03:00:00Z'),
   )
   assert.match(
     text,
-    /^new becomes kgc-erp\.hu as it was 2 h 0 min ago.*\n.*release v7[\s\S]*PITR is off[\s\S]*Done already: server/,
+    /^new becomes kgc-erp\.hu as it was 2 h 0 min ago.*\n.*release v7[\s\S]*PITR will be off[\s\S]*Done already: server/,
   )
 })
 

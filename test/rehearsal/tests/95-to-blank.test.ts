@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { compose } from '../../../lib/compose.ts'
 import { REBUILD, RECORDS, ROOT } from '../../../lib/layout.ts'
 import { goodVersions } from '../../../lib/release/release.ts'
 import { script, sh } from '../../../lib/shell.ts'
@@ -63,6 +64,14 @@ const state = async () => ({
 let before: Awaited<ReturnType<typeof state>>
 let history: string[] = []
 
+/** The hoster gives a new one, with another host key. */
+async function blankServer(): Promise<void> {
+  await loseServer()
+  await startServer()
+  await writeOperatorEnv()
+  await onServer(trustRegistry)
+}
+
 test.before(async () => {
   await rehearsal()
   if ((await sql('kgc', `SELECT to_regnamespace('"Számlák 2026"') IS NULL`)) === 't') await sql('kgc', DATA)
@@ -96,10 +105,7 @@ test('a server that has a stack is refused, and what was found is named', async 
 
 test('killed in the middle, the same command completes it: rows, files, jobs, Grafana, secrets, release and history', async () => {
   const version = await servedVersion()
-  await loseServer()
-  await startServer()
-  await writeOperatorEnv()
-  await onServer(trustRegistry)
+  await blankServer()
 
   const asked = await runScript('restore', ['--to-blank'])
   assert.is(asked.code, 2, said(asked))
@@ -144,6 +150,50 @@ test('the rebuilt server is one like any other: as bootstrap-server.ts wants it,
     assert.is(run.code, 0, said(run))
   }
 })
+
+if (process.env.SOAK === '1')
+  test('with PITR=on the databases come from the log: what was written after the backup is there', async () => {
+    const asDeploy = (text: string) => serverRead(script(`cd ${ROOT}\n${text}`), 'deploy')
+    const pitr = `docker exec -u postgres kgc-pitr-1`
+    const backedUp = () =>
+      until(
+        async () => (await asDeploy(`${pitr} /opt/pitr/keep.sh due || echo later`)) === '',
+        'a backup of the log',
+        300,
+      )
+    await asDeploy(`echo PITR=on >> .env
+docker exec kgc-postgres-1 psql -U postgres -XAtqc 'SELECT 1'
+(${compose(sh`up -d --no-deps --wait --wait-timeout 60 postgres`).shell})
+${compose(sh`up -d --no-deps pitr`).shell}`)
+    await backedUp()
+    assert.is((await startBackup()).code, 0)
+    await sql('kgc', "INSERT INTO work (id) VALUES ('after the backup') ON CONFLICT DO NOTHING")
+    const rows = await sql('kgc', CONTENT)
+    await sql('kgc', 'SELECT txid_current(), pg_switch_wal()')
+    await until(
+      async () =>
+        (await asDeploy(`${pitr} /opt/pitr/keep.sh gap`)) === '' &&
+        (await sql('kgc', 'SELECT last_archived_time > now() - interval $$20 s$$ FROM pg_stat_archiver')) === 't',
+      'the log in S3',
+      120,
+    )
+    await blankServer()
+    const run = await runScript('restore', toBlank)
+    assert.is(run.code, 0, said(run))
+    console.log(`  rebuilt from the log in ${run.seconds.toFixed(0)} s`)
+    await putRehearsalFiles()
+    assert.is(await sql('kgc', CONTENT), rows)
+    assert.is(await sql('kgc', 'SELECT count(*) FROM work WHERE id = $$after the backup$$'), '1')
+    assert.not.match((await runScript('restore', ['--status'])).stdout, /cluster/)
+    await backedUp()
+
+    await blankServer()
+    const fromDumps = await runScript('restore', [...toBlank, '--before', new Date().toISOString()])
+    assert.is(fromDumps.code, 0, said(fromDumps))
+    await putRehearsalFiles()
+    assert.is(await sql('kgc', 'SELECT count(*) FROM work WHERE id = $$after the backup$$'), '0')
+    assert.is(await asDeploy('grep -c ^PITR= .env || true'), '0')
+  })
 
 test('shows no secret', () => {
   assert.equal(secretsInOutput(), [])
