@@ -12,6 +12,7 @@ import { restoreCluster } from '../lib/restore/cluster.ts'
 import { restoreFromBackup } from '../lib/restore/from-backup.ts'
 import { readIdentities } from '../lib/restore/identity.ts'
 import { FILES } from '../lib/restore/names.ts'
+import { restorePart, undoPart } from '../lib/restore/one-part.ts'
 import type { Session } from '../lib/restore/session.ts'
 import { taskOf } from '../lib/restore/task.ts'
 import { connect } from '../lib/ssh.ts'
@@ -38,6 +39,8 @@ await runbook(
       db: { type: 'string', value: 'NAMES', help: 'from a backup: these databases, with commas' },
       files: { type: 'boolean', help: 'from a backup: the uploads and the files of every vendor application' },
       all: { type: 'boolean', help: 'from a backup: every database and the files, swapped together' },
+      queue: { type: 'boolean', help: 'from a backup: the queue of jobs, by itself' },
+      grafana: { type: 'boolean', help: 'from a backup: Grafana, by itself' },
       run: { type: 'string', value: 'ID', help: 'the backup to take (default: the newest)' },
       before: { type: 'string', value: 'WHEN', help: 'the newest backup from before this time' },
       time: {
@@ -49,7 +52,10 @@ await runbook(
       'other-server': { type: 'boolean', help: 'even when it is the backup of another server' },
       'to-blank': { type: 'boolean', help: 'a blank server becomes the one that the backup is of' },
       to: { type: 'string', value: 'vN', help: 'with --to-blank: this release, not the one that served' },
-      undo: { type: 'boolean', help: 'swap back what the last restore set aside (with --db or --files: only these)' },
+      undo: {
+        type: 'boolean',
+        help: 'swap back what the last restore set aside (with --db, --files, --queue or --grafana: only these)',
+      },
       drop: { type: 'string', value: 'NAME', help: 'remove what --status shows' },
       confirm: { type: 'string', value: 'NAME', help: 'the name that you would be asked to type' },
     },
@@ -59,6 +65,7 @@ await runbook(
       '--db kgc',
       "--all --before '2026-11-23 02:00'",
       '--db kgc --keep-side',
+      '--grafana',
       '--time 14:05',
       '--time newest',
       '--to-blank',
@@ -82,7 +89,7 @@ await runbook(
     }
     const databases = flags.db?.split(',')
     const config = loadConfig(flags.env, ['front', 'server', 'notify'])
-    const backups = task === 'backup' ? loadConfig(flags.env, ['objectStore', 'opener']) : undefined
+    const backups = task === 'backup' || task === 'part' ? loadConfig(flags.env, ['objectStore', 'opener']) : undefined
     const identities = backups ? readIdentities(backups.opener.BACKUP_IDENTITY_FILE) : []
     log.hide(redactor([...config.secrets, ...identities]))
     const dryRun = flags['dry-run']
@@ -94,7 +101,11 @@ await runbook(
       confirmed: flags.confirm,
     }
     try {
+      const single = flags.queue ? 'queue' : flags.grafana ? 'grafana' : undefined
       if (when) await restoreCluster(session, when, flags['keep-side'])
+      else if (backups && single)
+        await restorePart(session, backups.objectStore, identities, single, { run: flags.run, before })
+      else if (single) await undoPart(session, single)
       else if (backups)
         await restoreFromBackup(session, backups.objectStore, identities, {
           ...{ run: flags.run, before, files: flags.files || flags.all },

@@ -7,11 +7,12 @@ import { removeFileLeftovers } from '../restore/files.ts'
 import { openEncrypted } from '../restore/identity.ts'
 import { findBeside, stampOf } from '../restore/names.ts'
 import { psql, removeLeftovers, surveyDatabases, withWorkshop } from '../restore/server.ts'
+import { singlesOf } from '../restore/single.ts'
 import { dropDatabase } from '../restore/sql.ts'
 import { sh } from '../shell.ts'
 import { markDone } from './blank.ts'
 import { clusterFromLog, leaveLog, startKeeper } from './log.ts'
-import { type On, restoreDatabase, restoreFiles, restoreGrafana, restoreQueue, restoreRoles } from './parts.ts'
+import { type On, restoreDatabase, restoreFiles, restoreRoles, restoreSingle } from './parts.ts'
 import type { Rebuild } from './rebuild.ts'
 
 /** The first start of PostgreSQL makes the databases; the images come over the network. */
@@ -82,11 +83,9 @@ async function restoreVolumes({ log, identities }: Rebuild, host: Host, { manife
   const once = onceOn(host, done)
   const open = (name: string) => openEncrypted(files[name] ?? '', identities)
   const on: On = { host, log, stamp: stampOf(new Date()) }
-  const { files: volumes, redis, grafana } = manifest
   await host.write(removeFileLeftovers, { timeout: 300 })
+  const { files: volumes } = manifest
   if (volumes) await once('files', () => restoreFiles(on, volumes))
-  if (redis)
-    await once('job queue', () => log.step('Restore job queue', async () => restoreQueue(on, await open('job queue'))))
-  if (grafana)
-    await once('Grafana', () => log.step('Restore Grafana', async () => restoreGrafana(on, await open('Grafana'))))
+  for (const { name } of singlesOf(manifest))
+    await once(name, () => log.step(`Restore ${name}`, async () => restoreSingle(on, name, await open(name))))
 }

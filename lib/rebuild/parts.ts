@@ -6,12 +6,11 @@ import type { Log } from '../log.ts'
 import { restoreBeside } from '../restore/beside.ts'
 import { dropFiles, exchangeFiles, inVolumes, restoredFolder, restoreFilesBeside } from '../restore/files.ts'
 import { besideName } from '../restore/names.ts'
-import { BACKUP_SERVICE, type DatabaseServer, inWorkshop, psql } from '../restore/server.ts'
+import { type DatabaseServer, inWorkshop, psql } from '../restore/server.ts'
+import { exchangeSingle, makeSingle, type SingleName } from '../restore/single.ts'
 import { dropDatabase, swapSql } from '../restore/sql.ts'
-import { type Command, chain, quote, script } from '../shell.ts'
+import { chain, quote, script } from '../shell.ts'
 
-/** 1 GB of jobs (REDIS_QUEUE_MAXMEMORY) over a slow line. */
-const LONGEST_SECONDS = 3600
 export type On = { host: Host; log: Log; stamp: string }
 
 /**
@@ -60,39 +59,8 @@ export async function restoreFiles({ host, log, stamp }: On, files: NonNullable<
   )
 }
 
-/** A container of the backup's image with one volume of a service that does not run. It reads what zstd packed. */
-const intoVolume = (volume: string, text: string): Command =>
-  script(
-    `docker run --rm -i --network none --volume ${volume}:/volume --workdir /volume --cap-drop ALL --cap-add CHOWN --cap-add DAC_OVERRIDE --security-opt no-new-privileges --entrypoint bash "$(docker inspect -f '{{.Image}}' ${BACKUP_SERVICE})" -eo pipefail -c ${quote(text)}`,
-  )
-
-/**
- * The jobs. With an append-only file switched on, Redis does not look at a dump.rdb: an append-only file is made, of which
- * the copy is the base (redis.io, "Redis persistence", Multi Part AOF). redis-cli leaves the 40 characters that mark the end
- * of a transfer after a copy that it writes into a pipe (7.0, seen); Redis would take them for a damaged end.
- */
-export const restoreQueue = ({ host }: On, copy: Readable): Promise<string> =>
-  host.write(
-    intoVolume(
-      'kgc_redis-queue-data',
-      `rm -rf .next && mkdir .next
-zstd -dcq > .next/appendonly.aof.1.base.rdb
-if tail -c 40 .next/appendonly.aof.1.base.rdb | LC_ALL=C grep -qxE '[0-9a-f]{40}'; then truncate -s -40 .next/appendonly.aof.1.base.rdb; fi
-redis-check-rdb .next/appendonly.aof.1.base.rdb > /dev/null
-echo 'file appendonly.aof.1.base.rdb seq 1 type b' > .next/appendonly.aof.manifest
-chown -R 999:1000 . && rm -rf appendonlydir && mv .next appendonlydir`,
-    ),
-    { input: copy, timeout: LONGEST_SECONDS },
-  )
-
-/** Dashboards, users and data sources. */
-export const restoreGrafana = ({ host }: On, copy: Readable): Promise<string> =>
-  host.write(
-    intoVolume(
-      'kgc_grafana-data',
-      `rm -f .next.db && zstd -dcq > .next.db
-[ "$(sqlite3 .next.db 'PRAGMA integrity_check')" = ok ]
-chmod 640 .next.db && chown 472:0 . .next.db && mv .next.db grafana.db`,
-    ),
-    { input: copy, timeout: LONGEST_SECONDS },
-  )
+/** Jobs or dashboards, into a volume that nothing uses yet. */
+export async function restoreSingle({ host }: On, name: SingleName, copy: Readable): Promise<void> {
+  await makeSingle(host, name, copy)
+  await host.write(script(exchangeSingle(name).forward))
+}

@@ -2,18 +2,19 @@ import { gigabytes } from '../backup/catalog.ts'
 import type { Manifest, Stored } from '../backup/manifest.ts'
 import { EXIT, Stop } from '../errors.ts'
 import { ago, diskNeed } from '../restore/plan.ts'
+import { singlesOf } from '../restore/single.ts'
 
 /** What is fetched from the object store to this machine, in the order in which it is restored. */
 export type Part = Stored & { name: string }
 
 /**
- * By the names that the backup's log gives them; the files go from the object store to the server itself.
+ * The files go from the object store to the server itself.
  * @param fromLog without roles and databases: these come from the log of point in time recovery
  */
-export function partsOf({ globals, redis, grafana, databases }: Manifest, fromLog = false): Part[] {
-  const named = (name: string, part: Stored | undefined) => (part ? [{ ...part, name }] : [])
-  const dumps = fromLog ? [] : [...named('roles', globals), ...databases]
-  return [...dumps, ...named('job queue', redis), ...named('Grafana', grafana)]
+export function partsOf(manifest: Manifest, fromLog = false): Part[] {
+  const { globals, databases } = manifest
+  const dumps = fromLog ? [] : [...(globals ? [{ ...globals, name: 'roles' }] : []), ...databases]
+  return [...dumps, ...singlesOf(manifest)]
 }
 
 export type Hand = {

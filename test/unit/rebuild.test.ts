@@ -80,11 +80,11 @@ test('says everything that makes it impossible, at once', () => {
 test('fetches what the backup has, and names what it is and what it is not', () => {
   assert.equal(
     partsOf(MANIFEST).map(({ name }) => name),
-    ['roles', 'kgc', 'job queue'],
+    ['roles', 'kgc', 'queue'],
   )
   assert.equal(
     partsOf(MANIFEST, true).map(({ name }) => name),
-    ['job queue'],
+    ['queue'],
   )
   const text = describeRebuild(
     'new',

@@ -81,12 +81,15 @@ test('one thing is asked for, and flags that do not fit it are refused', () => {
   assert.is(taskOf({ db: 'kgc', before: '02:00', undo: false }), 'backup')
   assert.is(taskOf({ time: '14:05', 'keep-side': true }), 'time')
   assert.is(taskOf({ undo: true, files: true }), 'undo')
+  assert.is(taskOf({ grafana: true, run: 'x' }), 'part')
   for (const [flags, message] of [
     [{}, /Say one thing to do/],
     [{ run: 'x' }, /Say one thing to do/],
     [{ undo: true, time: '10:00' }, /Say one thing to do/],
     [{ time: '10:00', db: 'kgc' }, /--db does not go with --time.*--before/],
     [{ undo: true, 'keep-side': true }, /--keep-side does not go with --undo/],
+    [{ grafana: true, db: 'kgc' }, /--grafana does not go with a restore of databases/],
+    [{ undo: true, queue: true, grafana: true }, /exclude each other/],
     [{ all: true, files: true }, /--all and --files exclude each other/],
     [{ db: 'kgc', run: 'x', before: '02:00' }, /--run and --before exclude each other/],
   ] as const)

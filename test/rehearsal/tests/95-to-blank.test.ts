@@ -5,7 +5,7 @@ import { compose } from '../../../lib/compose.ts'
 import { REBUILD, RECORDS, ROOT } from '../../../lib/layout.ts'
 import { goodVersions } from '../../../lib/release/release.ts'
 import { script, sh } from '../../../lib/shell.ts'
-import { sql, startBackup } from '../backup.ts'
+import { grafana, queue, sql, startBackup } from '../backup.ts'
 import { local } from '../engine.ts'
 import {
   inContainer,
@@ -33,12 +33,6 @@ const toBlank = ['--to-blank', '--confirm', SERVER.address]
 /** What belongs to a machine, and not to the stack. */
 const OF_THE_MACHINE = '^(DEPLOY_GID|POSTGRES_(VOLUME|CPUS|MEMORY|SHARED_BUFFERS|EFFECTIVE_CACHE_SIZE))='
 
-const queue = (command: string) =>
-  serverRead(
-    script(
-      `sed -n 's/^CHATWOOT_REDIS_PASSWORD=//p' ${ROOT}/.env | docker exec -i kgc-redis-queue-1 sh -c 'read -r REDISCLI_AUTH; export REDISCLI_AUTH; redis-cli --no-auth-warning --user chatwoot ${command}'`,
-    ),
-  )
 const inBackup = async (text: string) => {
   const { code, stdout, stderr } = await inContainer('backup-service', script(text))
   assert.is(code, 0, stderr)
@@ -54,7 +48,7 @@ const state = async () => ({
     `cd /data/uploads && find számla -printf '%p %m %U %G %T@\\n' | sort; sha256sum számla/kép; stat -c '%n %a %u %g' /data/*-files /data/uploads`,
   ),
   jobs: await queue('lrange queue:kept 0 -1'),
-  grafana: await inBackup("sqlite3 -readonly /data/grafana-data/grafana.db 'SELECT * FROM kept'"),
+  grafana: await grafana('SELECT * FROM kept'),
   secrets: await serverRead(
     script(
       `cd ${ROOT}; grep -vE '${OF_THE_MACHINE}' .env | sort | sha256sum; sha256sum certs/site.pem secrets/*/users.acl; stat -c '%a %U %n' .env certs/site.pem secrets/*/users.acl`,
@@ -84,13 +78,7 @@ test.before(async () => {
   )
   await queue('del queue:kept')
   await queue('rpush queue:kept one two')
-  await local.read(
-    inServer(
-      script(
-        `docker run --rm --user 472:0 -v kgc_grafana-data:/data --entrypoint sqlite3 "$(docker inspect -f '{{.Image}}' kgc-backup-service-1)" /data/grafana.db "CREATE TABLE IF NOT EXISTS kept (word text); DELETE FROM kept; INSERT INTO kept VALUES ('dashboard')"`,
-      ),
-    ),
-  )
+  await grafana("CREATE TABLE IF NOT EXISTS kept (word text); DELETE FROM kept; INSERT INTO kept VALUES ('dashboard')")
   const run = await startBackup()
   assert.is(run.code, 0, run.stderr)
   before = await state()
