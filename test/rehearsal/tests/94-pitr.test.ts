@@ -1,11 +1,14 @@
+import { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { openStore } from '../../../lib/backup/object-store.ts'
 import { compose } from '../../../lib/compose.ts'
 import { ROOT } from '../../../lib/layout.ts'
 import { script, sh } from '../../../lib/shell.ts'
 import { inContainer, rehearsal, runScript, said, serverRead, startScript } from '../harness.ts'
 import { SERVER } from '../names.ts'
+import { s3Settings } from '../s3.ts'
 import { until } from '../server.ts'
 
 const test = suite('point in time recovery')
@@ -81,6 +84,31 @@ test('on by one variable: a backup is made by itself, and the log follows', asyn
     async () => /kgc_pitr_missing_pieces 0/.test(await onServer('cat state/pitr/metrics/kgc_pitr.prom')),
     'metrics',
   )
+})
+
+test('what is in S3 is read whole, and a byte that changed is noticed', async () => {
+  const verify = () => serverRead(script('docker exec -u postgres kgc-pitr-1 /opt/pitr/keep.sh verify || true'))
+  const result = async () => /verify_ok (\d)/.exec(await onServer('cat state/pitr/metrics/kgc_pitr_verify.prom'))?.[1]
+  assert.is(await verify(), '')
+  assert.is(await result(), '1')
+  const open = await openStore(s3Settings())
+  const bundle = (await open.list('kgc/pitr/backup/kgc/')).find(({ key, size }) => /bundle/.test(key) && size > 10_000)
+  assert.ok(bundle)
+  const whole: Buffer[] = []
+  for await (const chunk of open.get(bundle.key)) whole.push(Buffer.from(chunk))
+  const bytes = Buffer.concat(whole)
+  const put = (content: Buffer) => open.put(bundle.key, Readable.from([content]))
+  const damaged = Buffer.from(bytes)
+  damaged[bytes.length - 100] = (damaged[bytes.length - 100] ?? 0) ^ 1
+  try {
+    await put(damaged)
+    assert.match(await verify(), /DAMAGED[\s\S]*status: error/)
+    assert.is(await result(), '0')
+  } finally {
+    await put(bytes)
+    open.close()
+  }
+  assert.is(await verify(), '')
 })
 
 /** Changes what pgBackRest in the postgres container reads. */

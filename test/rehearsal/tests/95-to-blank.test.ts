@@ -5,7 +5,7 @@ import { compose } from '../../../lib/compose.ts'
 import { REBUILD, RECORDS, ROOT } from '../../../lib/layout.ts'
 import { goodVersions } from '../../../lib/release/release.ts'
 import { script, sh } from '../../../lib/shell.ts'
-import { grafana, queue, sql, startBackup } from '../backup.ts'
+import { grafana, queue, sql, startBackup, store } from '../backup.ts'
 import { local } from '../engine.ts'
 import {
   inContainer,
@@ -83,6 +83,13 @@ test.before(async () => {
   assert.is(run.code, 0, run.stderr)
   before = await state()
   history = goodVersions((await serverSurvey()).records)
+})
+
+// The log of a cluster that is gone; the next one begins its own.
+test.after(async () => {
+  const open = await store()
+  await open.remove('kgc/pitr/', '')
+  open.close()
 })
 
 test('a server that has a stack is refused, and what was found is named', async () => {
