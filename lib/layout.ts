@@ -13,6 +13,8 @@ export const STEP_LOCK = 'state/step.lock'
 export const CERTIFICATE = 'certs/site.pem'
 /** Held by a backup and by a migration: a dump must not meet a table that changes. There once the backup-service has run. */
 export const BACKUP_LOCK = 'state/backup/lock'
+/** There while a server is rebuilt from a backup: from which, and what of it is done. No backup is made meanwhile. */
+export const REBUILD = 'state/rebuild.jsonl'
 export const colorEnv = (color: string) => `state/${color}.env`
 export const PROXY = 'kgc-nginx-proxy-1'
 /** nginx's main file inside the proxy's container. */

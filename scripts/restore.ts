@@ -3,148 +3,136 @@ import { catalogTable, readCatalog } from '../lib/backup/catalog.ts'
 import { openStore } from '../lib/backup/object-store.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook, WAIT_FLAG, waitSeconds } from '../lib/cli.ts'
 import { loadConfig, sshTarget } from '../lib/config.ts'
-import { confirmName } from '../lib/confirm.ts'
-import { EXIT, messageOf, Stop } from '../lib/errors.ts'
-import type { Host } from '../lib/host.ts'
-import { withLock } from '../lib/lock.ts'
+import { EXIT } from '../lib/errors.ts'
+import type { Log } from '../lib/log.ts'
+import { rebuildServer } from '../lib/rebuild/rebuild.ts'
 import { redactor } from '../lib/redact.ts'
-import { describeBeside, drop, undo } from '../lib/restore/aside.ts'
-import { countLosses } from '../lib/restore/beside.ts'
-import { localFree, withDownloads } from '../lib/restore/fetch.ts'
-import { readIdentities, recipientsOf } from '../lib/restore/identity.ts'
-import { FILES, stampOf } from '../lib/restore/names.ts'
-import { assertPossible, describeChange, pickDatabases, pickFiles, pickRun } from '../lib/restore/plan.ts'
-import { keepBeside, putInPlace, restoreAll } from '../lib/restore/run.ts'
-import { surveyDatabases, withWorkshop } from '../lib/restore/server.ts'
-import { notify } from '../lib/slack.ts'
+import { describeAside, drop, surveyAside, undo } from '../lib/restore/aside.ts'
+import { restoreCluster } from '../lib/restore/cluster.ts'
+import { restoreFromBackup } from '../lib/restore/from-backup.ts'
+import { readIdentities } from '../lib/restore/identity.ts'
+import { FILES } from '../lib/restore/names.ts'
+import { restorePart, undoPart } from '../lib/restore/one-part.ts'
+import type { Session } from '../lib/restore/session.ts'
+import { taskOf } from '../lib/restore/task.ts'
 import { connect } from '../lib/ssh.ts'
 import { table } from '../lib/table.ts'
+import { parseTime, parseWhen } from '../lib/when.ts'
+
+/** All that the scripts which it runs want, so that nothing is found missing half way. */
+const BLANK_GROUPS = [
+  ...(['front', 'server', 'registry', 'release', 'access', 'certificate'] as const),
+  ...(['notify', 'objectStore', 'backup', 'opener', 'blank'] as const),
+]
 
 await runbook(
   {
     name: 'restore',
     summary:
-      'Restores databases from a backup: beside the ones that serve, checked, then swapped in one moment. The old ones are kept.',
+      'Restores databases and files from a backup, or the whole PostgreSQL cluster to a moment: beside what serves, checked, then swapped. What served before is kept.',
     flags: {
       ...ENV_FLAG,
       ...DRY_RUN_FLAG,
       ...WAIT_FLAG,
       list: { type: 'boolean', help: 'the backups that there are; needs nothing but the S3 keys' },
-      status: { type: 'boolean', help: 'what restores left on the server: old databases and copies' },
-      db: { type: 'string', value: 'NAMES', help: 'the databases to restore, with commas' },
-      files: { type: 'boolean', help: 'the uploads and the files of every vendor application' },
-      all: { type: 'boolean', help: 'every database of the backup and the files, swapped together' },
+      status: { type: 'boolean', help: 'what restores left on the server: old databases, clusters and copies' },
+      db: { type: 'string', value: 'NAMES', help: 'from a backup: these databases, with commas' },
+      files: { type: 'boolean', help: 'from a backup: the uploads and the files of every vendor application' },
+      all: { type: 'boolean', help: 'from a backup: every database and the files, swapped together' },
+      queue: { type: 'boolean', help: 'from a backup: the queue of jobs, by itself' },
+      grafana: { type: 'boolean', help: 'from a backup: Grafana, by itself' },
       run: { type: 'string', value: 'ID', help: 'the backup to take (default: the newest)' },
-      time: { type: 'string', value: 'TIME', help: 'the newest backup from before this time, with its zone' },
-      'keep-side': { type: 'boolean', help: 'leave the restored copy beside, to take single tables from it' },
+      before: { type: 'string', value: 'WHEN', help: 'the newest backup from before this time' },
+      time: {
+        type: 'string',
+        value: 'WHEN',
+        help: "the whole cluster at this moment: 14:05, '2026-11-23 14:05:30' (Budapest), with a zone, or newest",
+      },
+      'keep-side': { type: 'boolean', help: 'no swap: leave what was restored beside what serves, to copy from' },
       'other-server': { type: 'boolean', help: 'even when it is the backup of another server' },
-      undo: { type: 'boolean', help: 'swap back what the last restore set aside' },
-      drop: { type: 'string', value: 'NAME', help: 'remove an old database or a copy that --status shows' },
+      'to-blank': { type: 'boolean', help: 'a blank server becomes the one that the backup is of' },
+      to: { type: 'string', value: 'vN', help: 'with --to-blank: this release, not the one that served' },
+      undo: {
+        type: 'boolean',
+        help: 'swap back what the last restore set aside (with --db, --files, --queue or --grafana: only these)',
+      },
+      drop: { type: 'string', value: 'NAME', help: 'remove what --status shows' },
       confirm: { type: 'string', value: 'NAME', help: 'the name that you would be asked to type' },
     },
     examples: [
       '--list',
       '--db kgc --dry-run',
       '--db kgc',
-      '--all --time 2026-11-23T02:00:00+01:00',
-      '--files',
+      "--all --before '2026-11-23 02:00'",
       '--db kgc --keep-side',
+      '--grafana',
+      '--time 14:05',
+      '--time newest',
+      '--to-blank',
       '--undo',
     ],
   },
   async ({ flags }, log) => {
-    const isRestore = (flags.db || flags.files || flags.all) && !flags.undo
-    const modes = [flags.list, flags.status, flags.undo, flags.drop, isRestore]
-    if (modes.filter(Boolean).length !== 1 || (flags.all && (flags.db || flags.files)) || (flags.run && flags.time))
-      throw new Stop(
-        'Say one thing to do: --db NAMES, --files or --all (with --run or --time), --list, --status, --undo, --drop NAME.',
-        ['npx tsx scripts/restore.ts --help'],
-        EXIT.usage,
-      )
-    const named = [...(flags.db?.split(',') ?? []), ...(flags.files ? [FILES] : [])]
-    if (flags.list) {
-      const { objectStore, secrets } = loadConfig(flags.env, ['objectStore'])
-      log.hide(redactor(secrets))
-      const store = await openStore(objectStore)
-      const catalog = await log.step('Read the manifests', () => readCatalog(store))
-      log.result(table(catalogTable(catalog)))
-      for (const { run, why } of catalog.unreadable) log.warn(`${run} cannot be read: ${why}`)
-      store.close()
+    const task = taskOf(flags)
+    if (task === 'list') return list(log, flags.env)
+    const when = task === 'time' ? parseWhen(flags.time ?? '') : undefined
+    const before = flags.before === undefined ? undefined : parseTime('--before', flags.before)
+    if (task === 'to-blank') {
+      const config = loadConfig(flags.env, BLANK_GROUPS)
+      const identities = readIdentities(config.opener.BACKUP_IDENTITY_FILE)
+      log.hide(redactor([...config.secrets, ...identities]))
+      await rebuildServer({
+        ...{ log, config, identities, env: flags.env, dryRun: flags['dry-run'], actor: currentActor() },
+        ...{ run: flags.run, before, to: flags.to, confirmed: flags.confirm },
+      })
       return EXIT.done
     }
-    const isAside = flags.status || flags.undo || flags.drop !== undefined
+    const databases = flags.db?.split(',')
     const config = loadConfig(flags.env, ['front', 'server', 'notify'])
-    const backups = isAside ? undefined : loadConfig(flags.env, ['objectStore', 'opener'])
+    const backups = task === 'backup' || task === 'part' ? loadConfig(flags.env, ['objectStore', 'opener']) : undefined
     const identities = backups ? readIdentities(backups.opener.BACKUP_IDENTITY_FILE) : []
     log.hide(redactor([...config.secrets, ...identities]))
-    const [dryRun, keepSide] = [flags['dry-run'], flags['keep-side']]
-    const now = new Date()
-    const stamp = stampOf(now)
-    const actor = currentActor()
-    const tell = (text: string) => (dryRun ? Promise.resolve() : notify(log, config.notify.SLACK_WEBHOOK_URL, text))
+    const dryRun = flags['dry-run']
     const server = await log.step('Connect', () =>
       connect(sshTarget(config.server), dryRun ? (command) => log.result(command.shell) : undefined),
     )
-    const locked = <T>(action: string, work: (host: Host) => Promise<T>) =>
-      withLock(server, log, { ...actor, action }, { dryRun, wait: waitSeconds(flags) }, work)
+    const session: Session = {
+      ...{ log, server, config, dryRun, actor: currentActor(), wait: waitSeconds(flags) },
+      confirmed: flags.confirm,
+    }
     try {
-      const found = await log.step('Survey', () => surveyDatabases(server))
-      if (!backups) {
-        log.result(describeBeside(found))
-        const aside = { log, found, stamp, confirmed: flags.confirm, dryRun }
-        const { drop: name } = flags
-        if (name !== undefined) await locked(`drop of ${name}`, (host) => drop({ ...aside, host }, name))
-        const undoIt = (host: Host) =>
-          withWorkshop(host, () => undo({ ...aside, host }, named.length > 0 ? named : undefined, config.front))
-        if (flags.undo) await locked('undo of a restore', undoIt)
-        return EXIT.done
+      const single = flags.queue ? 'queue' : flags.grafana ? 'grafana' : undefined
+      if (when) await restoreCluster(session, when, flags['keep-side'])
+      else if (backups && single)
+        await restorePart(session, backups.objectStore, identities, single, { run: flags.run, before })
+      else if (single) await undoPart(session, single)
+      else if (backups)
+        await restoreFromBackup(session, backups.objectStore, identities, {
+          ...{ run: flags.run, before, files: flags.files || flags.all },
+          databases: flags.all ? undefined : (databases ?? []),
+          ...{ keepSide: flags['keep-side'], otherServer: flags['other-server'] },
+        })
+      else {
+        const aside = await log.step('Survey', () => surveyAside(server))
+        log.result(describeAside(aside.server, aside.clusters))
+        const named = [...(databases ?? []), ...(flags.files ? [FILES] : [])]
+        if (flags.drop !== undefined) await drop(session, aside, flags.drop)
+        if (flags.undo) await undo(session, aside, named.length > 0 ? named : undefined)
       }
-      log.say(describeBeside(found))
-      const store = await openStore(backups.objectStore)
-      const manifest = pickRun(await log.step('Read the manifests', () => readCatalog(store)), flags)
-      const wanted = pickDatabases(manifest, flags.all ? undefined : named.filter((name) => name !== FILES))
-      const volumes = pickFiles(manifest, !keepSide && (flags.all || flags.files))
-      const what = [...wanted.map(({ name }) => name), ...(volumes ? [FILES] : [])].join(',')
-      const [recipients, free] = await Promise.all([recipientsOf(identities), localFree()])
-      assertPossible(manifest, wanted, found, {
-        recipients,
-        localFree: free,
-        otherServer: flags['other-server'],
-        files: volumes,
-      })
-      if (!keepSide) {
-        const losses = await log.step('Count what would be lost', () => countLosses(server, found, wanted))
-        const change = describeChange(server.name, manifest, wanted, losses, stamp, now, volumes)
-        if (dryRun) log.result(change)
-        else await confirmName(change, what, flags.confirm)
-      }
-      const title = `Restore of ${what} on ${server.name} from ${manifest.run}`
-      try {
-        await withDownloads(log, store, wanted, (files) =>
-          locked(`restore of ${what}`, async (host) => {
-            const restore = { host, log, dryRun, files, identities, wanted, volumes, run: manifest.run, stamp }
-            await restoreAll(restore, async (sides) => {
-              if (keepSide)
-                return log.result(`✅ Restored beside what serves: ${(await keepBeside(restore, sides)).join(', ')}`)
-              await tell(`${title} by ${actor.who} swaps now.`)
-              const names = found.databases.map(({ name }) => name)
-              const away = await putInPlace(restore, sides, names, config.front)
-              const done = `✅ ${title} SUCCESS. The applications of ${what} were away for ${away.toFixed(1)} s.`
-              await tell(done)
-              if (!dryRun) log.result(`${done}\nBack: npx tsx scripts/restore.ts --undo`)
-            })
-          }),
-        )
-      } catch (error) {
-        await tell(`❌ ${title} FAILED: ${log.clean(messageOf(error)).split('\n')[0]}`)
-        throw error
-      } finally {
-        store.close()
-      }
-      if (dryRun) log.say('Dry run: nothing was changed.')
       return EXIT.done
     } finally {
       await server.close()
     }
   },
 )
+
+async function list(log: Log, env: string | undefined) {
+  const { objectStore, secrets } = loadConfig(env, ['objectStore'])
+  log.hide(redactor(secrets))
+  const store = await openStore(objectStore)
+  const catalog = await log.step('Read the manifests', () => readCatalog(store))
+  log.result(table(catalogTable(catalog)))
+  for (const { run, why } of catalog.unreadable) log.warn(`${run} cannot be read: ${why}`)
+  store.close()
+  return EXIT.done
+}

@@ -5,6 +5,7 @@
 #   keep.sh due        prints the backup that is due, if any: full or incr
 #   keep.sh info       what pgBackRest says of the repository, as JSON
 #   keep.sh gap        prints the pieces of the log that S3 should have and has not
+#   keep.sh verify     reads everything in S3 and compares it with what was stored
 set -uo pipefail
 metrics=/var/lib/pitr/metrics
 
@@ -63,10 +64,30 @@ gap() {
   done
 }
 
+# Once in 30 days, as it costs the traffic of the whole; every day while something is damaged.
+verify_due() {
+  local days=30
+  grep -qs '^kgc_pitr_verify_ok 1' $metrics/kgc_pitr_verify.prom || days=1
+  [ -z "$(find $metrics -name kgc_pitr_verify.prom -mtime -$days)" ]
+}
+
+# pgBackRest ends with 0 whatever it found (2.45, tried); what it says is what counts.
+verify() {
+  local said ok=1
+  said=$(pgb --output=text verify 2>&1) || ok=0
+  if grep -q 'status: error' <<< "$said"; then ok=0; fi
+  [ $ok = 1 ] || say "DAMAGED: $said"
+  cat > $metrics/.verify <<END && mv $metrics/.verify $metrics/kgc_pitr_verify.prom
+kgc_pitr_verify_ok $ok
+kgc_pitr_verify_timestamp_seconds $(date +%s)
+END
+  [ $ok = 1 ]
+}
+
 round() {
   local type missing
-  if [ -n "$backup" ] && kill -0 "$backup" 2> /dev/null; then return 0; fi
-  if [ -n "$backup" ]; then wait "$backup" || say "the backup failed with exit code $?"; backup=; fi
+  if [ -n "$work" ] && kill -0 "$work" 2> /dev/null; then return 0; fi
+  if [ -n "$work" ]; then wait "$work" || say "that failed with exit code $?"; work=; fi
   missing=$(gap) || return 1
   type=$(due) || return 1
   cat > $metrics/.next <<END && mv $metrics/.next $metrics/kgc_pitr.prom
@@ -78,19 +99,24 @@ END
     say "GAP: S3 has not $(wc -l <<< "$missing") pieces of the log from $(head -n 1 <<< "$missing"); a new backup starts after it"
     type=${type:-incr}
   fi
-  [ -n "$type" ] || return 0
-  say "backup: $type"
-  pgb --log-level-console=info backup --type="$type" &
-  backup=$!
+  if [ -n "$type" ]; then
+    say "backup: $type"
+    pgb --log-level-console=info backup --type="$type" &
+    work=$!
+  elif verify_due; then
+    say 'verify'
+    verify &
+    work=$!
+  fi
 }
 
 case ${1:-} in
-  due | gap) "$1"; exit ;;
+  due | gap | verify) "$1"; exit ;;
   info) pgb info --output=json; exit ;;
 esac
 
 trap 'exit 0' TERM INT
-backup=
+work=
 until pg_isready -q; do sleep 1; done
 until pgb stanza-create; do sleep 30 & wait $!; done
 while true; do

@@ -1,10 +1,13 @@
 import { spawn } from 'node:child_process'
-import { readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { EXIT, Stop } from '../errors.ts'
+import { REBUILD } from '../layout.ts'
 import { connectTo } from './databases.ts'
 
 /** On the server, this is state/backup in /opt/kgc; restore and migrations take the same lock there. */
 export const BACKUP_STATE = '/var/lib/backup'
+/** Where the server's own folder is mounted in the container. */
+export const SERVER_FOLDER = '/data/server'
 const LOCK = `${BACKUP_STATE}/lock`
 const HOLDER = `${BACKUP_STATE}/holder`
 const HELD_BY_ANOTHER = 75
@@ -17,6 +20,9 @@ const ADVISORY_KEY = 0x6b6763
  * @throws Stop (exit 3) when another run holds either
  */
 export async function takeBackupLock(run: string): Promise<() => Promise<void>> {
+  // It would be one of half a server, and the newest.
+  if (existsSync(`${SERVER_FOLDER}/${REBUILD}`))
+    throw heldBy('the rebuild of this server from a backup, which `npx tsx scripts/restore.ts --to-blank` completes')
   const holder = spawn('flock', ['-n', '-E', String(HELD_BY_ANOTHER), LOCK, 'sh', '-c', 'echo held; cat'], {
     stdio: ['pipe', 'pipe', 'inherit'],
   })

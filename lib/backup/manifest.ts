@@ -76,7 +76,7 @@ export const manifestSchema = z.object({
   redis: stored.optional(),
   /** Grafana's SQLite database. */
   grafana: stored.optional(),
-  /** A tar of .env, secrets/ and certs/ of the server, without which the rest cannot be read. */
+  /** A tar of .env, secrets/ and certs/ of the server, without which the rest cannot be read, and its record of releases. */
   secrets: stored.optional(),
   /** The volumes, in a restic repository below the same prefix. */
   files: z

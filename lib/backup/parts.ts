@@ -1,6 +1,8 @@
+import { RECORDS } from '../layout.ts'
 import { type Command, script, sh } from '../shell.ts'
 import type { Snapshot } from './databases.ts'
 import { countRows } from './databases.ts'
+import { SERVER_FOLDER } from './lock.ts'
 import type { DatabaseBackup, Stored } from './manifest.ts'
 import { type BackupRun, readBack, store } from './store.ts'
 
@@ -41,13 +43,14 @@ export const backUpGlobals = (run: BackupRun): Promise<Stored> =>
     what: 'The dump of the roles',
   })
 
-/** Where the server's own folder is mounted in the container. */
-const SERVER_FOLDER = '/data/server'
-
+/** With the record of releases, so that it is known from the object store alone which one served. */
 export const backUpSecrets = (run: BackupRun): Promise<Stored> =>
-  store(run, 'secrets.tar.zst.age', sh`tar --create --directory ${SERVER_FOLDER} .env secrets certs`, {
-    what: "The tar of the server's secrets",
-  })
+  store(
+    run,
+    'secrets.tar.zst.age',
+    script(`cd ${SERVER_FOLDER} && tar --create .env secrets certs $(ls ${RECORDS} 2> /dev/null)`),
+    { what: "The tar of the server's secrets" },
+  )
 
 /** For what a program wants as a file; emptied at the start of every run. */
 export const SPOOL = '/var/lib/backup/spool'

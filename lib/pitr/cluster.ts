@@ -1,6 +1,7 @@
 import { compose } from '../compose.ts'
-import { EXIT, Stop } from '../errors.ts'
+import { Stop } from '../errors.ts'
 import { type Command, script, sh } from '../shell.ts'
+import { local, type When } from '../when.ts'
 
 /** Where the cluster is before anything was ever restored (compose/base.yaml). */
 export const FIRST_VOLUME = 'kgc_postgres-data'
@@ -11,45 +12,9 @@ export const SWAP = 'state/pitr.swap'
 export const SIDE = 'kgc-postgres-restore-1'
 const DOWNLOAD = 'kgc-pitr-download'
 export const LABEL = 'kgc.pitr'
-const ZONE = 'Europe/Budapest'
 
-/** A moment, or as far as the log in S3 goes. */
-export type When = Date | 'newest'
 export type Backup = { label: string; type: string; start: Date; stop: Date; bytes: number }
 export type Replacement = { at: string; volume: string; was: string; target: string }
-
-/**
- * @param text `newest`, a time of day of today, or a date with a time; without a zone it is that of Budapest
- * @throws Stop (exit 2) when it is none of these, or in the future
- */
-export function parseWhen(text: string, now = new Date()): When {
-  if (text === 'newest') return text
-  const match = /^(?:(\d{4}-\d\d-\d\d)[T ])?(\d\d:\d\d(?::\d\d(?:\.\d{1,3})?)?)(Z|[+-]\d\d:?\d\d)?$/.exec(text.trim())
-  const [, date = local(now).slice(0, 10), time = '', zone] = match ?? []
-  const full = `${date}T${time.length === 5 ? `${time}:00` : time}`
-  const when = zone ? new Date(`${full}${zone}`) : inZone(full)
-  if (!match || Number.isNaN(when.getTime()))
-    throw usage(`--time ${text} is not a time.`, [
-      "Examples: --time 14:05, --time '2026-11-23 14:05:30', --time newest",
-    ])
-  if (when > now) throw usage(`--time ${text} is in the future: here it is ${local(now)} in Budapest.`)
-  return when
-}
-
-const usage = (message: string, next: string[] = []) => new Stop(message, next, EXIT.usage)
-
-/** '2026-11-23 14:05:30', in Budapest. */
-export const local = (time: Date) => time.toLocaleString('sv-SE', { timeZone: ZONE })
-
-/** The moment at which clocks in Budapest show this; in the hour that comes twice, the second. */
-function inZone(text: string): Date {
-  const asUtc = new Date(`${text}Z`)
-  const offset = (at: Date) =>
-    new Date(`${local(at).replace(' ', 'T')}Z`).getTime() - Math.floor(at.getTime() / 1000) * 1000
-  if (Number.isNaN(asUtc.getTime())) return asUtc
-  const guess = new Date(asUtc.getTime() - offset(asUtc))
-  return new Date(asUtc.getTime() - offset(guess))
-}
 
 /** @param json what `pgbackrest info --output=json` printed */
 export function parseBackups(json: string): Backup[] {
@@ -85,7 +50,7 @@ export function chooseBackup(backups: Backup[], when: When): Backup {
   const first = backups[0]
   if (!first) throw new Stop('There is no backup for point in time recovery in S3 yet.', ['docker logs kgc-pitr-1'])
   throw new Stop(`The earliest moment that can be restored is ${local(first.stop)}: then the first backup ended.`, [
-    'Earlier ones: the nightly dumps.',
+    'Earlier ones are in the nightly backups: npx tsx scripts/restore.ts --all --before WHEN',
   ])
 }
 

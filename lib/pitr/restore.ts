@@ -3,19 +3,18 @@ import { EXIT, messageOf, Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
 import { withLock } from '../lock.ts'
 import type { Log } from '../log.ts'
+import { local, type When } from '../when.ts'
 import {
   type Backup,
   chooseBackup,
   download,
   forkOld,
-  local,
   newVolume,
   parseBackups,
   removeLeftovers,
   SIDE,
   startSide,
   stopSide,
-  type When,
 } from './cluster.ts'
 import { compareClusters, type Found, flushLog, surveyPitr, waitForSide } from './server.ts'
 import { PUT_BACK, SWAP_LOG, swapTo } from './swap.ts'
@@ -120,7 +119,7 @@ async function besideLive(
 function assertReady({ on, keeper, info }: Found): void {
   if (!on)
     throw new Stop("Point in time recovery is off: PITR=on is not in the server's .env.", [
-      'The nightly dumps can be restored.',
+      'The nightly backups can be restored: npx tsx scripts/restore.ts --all --before WHEN',
     ])
   if (!keeper || !info)
     throw new Stop(`kgc-pitr-1 ${keeper ? 'does not reach S3' : 'does not run'}, so nothing was begun.`, [
@@ -134,7 +133,7 @@ function assertRoom({ bytes }: Backup, { freeBytes }: Found): void {
   const needed = bytes * 1.1
   if (needed > freeBytes)
     throw new Stop(`It needs ${gigabytes(needed)} beside what is there, and ${gigabytes(freeBytes)} are free.`, [
-      'docker volume ls --filter label=kgc.pitr lists clusters of earlier restores.',
+      'Clusters of earlier restores, which --drop removes: npx tsx scripts/restore.ts --status',
     ])
 }
 
@@ -174,10 +173,6 @@ async function replace(
   )
   if (dryRun) return log.say('Dry run: nothing was changed.')
   log.result(`✅ ${volume} serves (${target}); ${said.split('\n').at(-1)}.`)
-  log.say(
-    `Back to the one before: npx tsx scripts/restore-time.ts --undo. It is in ${found.volume} until you remove it.`,
-  )
-  log.say('A backup of the new line of the log begins now: kgc-pitr-1 makes it by itself.')
 }
 
 function swapFailed(error: unknown, { volume }: Found): Stop {

@@ -119,3 +119,17 @@ export async function compareClusters(host: Host, timeout: number): Promise<stri
 
 /** A command on the second cluster's data, with the server's own programs. */
 export const onSide = (command: string) => sh`docker exec ${SIDE} sh -c ${command}`
+
+/** A backup is made by itself after every swap; of the largest databases it takes minutes. */
+const BACKUP_SECONDS = 1800
+
+/**
+ * Waits for the first backup of the line of the log that serves. Until it is there, the way from S3 leads to the end of
+ * the line before: a server lost in these minutes would come back as it was before the restore.
+ */
+export const waitForBackup = (host: Host): Promise<string> =>
+  host.read(
+    script(`
+until due=$(docker exec -u postgres ${KEEPER} /opt/pitr/keep.sh due 2> /dev/null) && [ -z "$due" ]; do sleep 2; done`),
+    { timeout: BACKUP_SECONDS },
+  )

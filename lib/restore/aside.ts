@@ -2,52 +2,76 @@ import { gigabytes } from '../backup/catalog.ts'
 import { confirmName } from '../confirm.ts'
 import { EXIT, Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
-import type { Log } from '../log.ts'
-import type { Front } from '../settings.ts'
+import { clustersAside, describeReplacement, dropCluster, lastReplacement } from '../pitr/aside.ts'
+import type { Replacement } from '../pitr/cluster.ts'
+import type { Found as Clusters } from '../pitr/server.ts'
+import { surveyPitr } from '../pitr/server.ts'
 import { table } from '../table.ts'
+import { undoCluster } from './cluster.ts'
 import { exchange } from './exchange.ts'
 import { dropFiles, exchangeFilesBack } from './files.ts'
-import { besideName, FILES, findBeside, readStamp } from './names.ts'
-import { type DatabaseServer, psql } from './server.ts'
+import { besideName, FILES, findBeside, readStamp, stampOf } from './names.ts'
+import { type DatabaseServer, psql, surveyDatabases, withWorkshop } from './server.ts'
+import { locked, type Session } from './session.ts'
 import { dropDatabase, type Swap } from './sql.ts'
 import { type Exchange, exchangeDatabases, together } from './swap.ts'
 
-type Aside = {
-  log: Log
-  host: Host
-  found: DatabaseServer
-  confirmed: string | undefined
-  dryRun: boolean
-  /** Part of the names that this run gives. */
-  stamp: string
+/** What restores of either kind left. `server` is undefined when PostgreSQL does not answer. */
+export type Aside = { server: DatabaseServer | undefined; clusters: Clusters }
+
+export async function surveyAside(host: Host): Promise<Aside> {
+  const clusters = await surveyPitr(host)
+  return { clusters, server: clusters.live === 'down' ? undefined : await surveyDatabases(host) }
 }
 
-/** What restores left on the server, for a person. */
-export function describeBeside({ databases, files }: DatabaseServer): string {
-  const beside = findBeside([...databases.map(({ name }) => name), ...Object.keys(files)])
-  if (beside.length === 0) return 'Restores left nothing on the server.'
-  const rows = beside.map(({ name, stamp, kind }) => {
-    const { bytes, comment } = databases.find((one) => one.name === name) ?? {
-      bytes: files[name] ?? 0,
+/**
+ * What restores left on the server, for a person.
+ * @param clusters what restores to a moment left, when they were looked for
+ */
+export function describeAside(server: DatabaseServer | undefined, clusters?: Clusters): string {
+  const rows = [
+    ...(server ? rowsBeside(server) : []),
+    ...(clusters ? clustersAside(clusters) : []).map(({ name, since, what }) => [name, readIso(since), '', what]),
+  ]
+  return rows.length === 0
+    ? 'Restores left nothing on the server.'
+    : table([['name', 'since', 'size', 'what it is'], ...rows])
+}
+
+const readIso = (at: string) => at && `${at.slice(0, 19).replace('T', ' ')} UTC`
+
+const rowsBeside = (server: DatabaseServer) =>
+  findBeside(namesOf(server)).map(({ name, stamp, kind }) => {
+    const { bytes, comment } = server.databases.find((one) => one.name === name) ?? {
+      bytes: server.files[name] ?? 0,
       comment: 'the files until a restore',
     }
     const what = kind === 'restore' ? 'not whole: a run that died, or one that works now' : (comment ?? '')
     return [name, `${readStamp(stamp)} UTC`, gigabytes(bytes), what]
   })
-  return table([['database', 'since', 'size', 'what it is'], ...rows])
-}
 
-/** Removes an old database or a copy. The ones that serve cannot be named here. */
-export async function drop({ log, host, found, confirmed, dryRun }: Aside, name: string): Promise<void> {
-  const beside = findBeside(namesOf(found)).map((one) => one.name)
+/** Removes an old database or cluster, or a copy. The ones that serve cannot be named here. */
+export async function drop(session: Session, { server, clusters }: Aside, name: string): Promise<void> {
+  const old = clustersAside(clusters).map((one) => one.name)
+  const beside = [...(server ? findBeside(namesOf(server)) : []).map((one) => one.name), ...old]
   if (!beside.includes(name))
     throw new Stop(
       `${name} is not among what restores left on the server: ${beside.join(', ') || 'nothing'}.`,
       ['npx tsx scripts/restore.ts --status'],
       EXIT.usage,
     )
-  await confirmName(`${name} will be removed from ${host.name}; there is no way back.`, name, dryRun ? name : confirmed)
-  await log.step(`Drop ${name}`, () => host.write(dropCommand(name), { timeout: 300 }))
+  const { log, dryRun, confirmed } = session
+  await confirmName(
+    `${name} will be removed from ${session.server.name}; there is no way back.`,
+    name,
+    dryRun ? name : confirmed,
+  )
+  await locked(session, `drop of ${name}`, (host) =>
+    log.step(`Drop ${name}`, async () => {
+      if (old.includes(name)) await dropCluster(host, name)
+      else await host.write(dropCommand(name), { timeout: 300 })
+    }),
+  )
 }
 
 const namesOf = ({ databases, files }: DatabaseServer) => [...databases.map(({ name }) => name), ...Object.keys(files)]
@@ -82,26 +106,58 @@ function exchangesOf(swaps: Swap[], stamp: string): Exchange[] {
   ]
 }
 
+/** When this was set aside, ISO 8601; empty for nothing. */
+function setAside(name: string | undefined): string {
+  const [one] = findBeside(name ? [name] : [])
+  return one ? `${readStamp(one.stamp).replace(' ', 'T')}Z` : ''
+}
+
 /**
- * Swaps back. Nothing is lost: what serves now is set aside in its turn, so undoing can be undone.
- * @param only these databases; undefined for all that the last restore swapped
+ * Which restore came last, of a whole cluster or of databases and files.
+ * @returns the replacement of the cluster when it is that
  */
-export async function undo(
-  { log, host, found, stamp, confirmed, dryRun }: Aside,
+export function lastOfAll({ server, clusters }: Aside): Replacement | undefined {
+  const replacement = lastReplacement(clusters)
+  const old = (server ? findBeside(namesOf(server)) : []).find(({ kind }) => kind === 'old')
+  return replacement && replacement.at > setAside(old?.name) ? replacement : undefined
+}
+
+/**
+ * Takes back the last restore, of either kind. Nothing is lost: what serves now is set aside in its turn, so undoing can
+ * be undone.
+ * @param only these databases, or the files; undefined for all that the last restore swapped
+ */
+export async function undo(session: Session, aside: Aside, only: string[] | undefined): Promise<void> {
+  const replacement = only ? undefined : lastOfAll(aside)
+  if (replacement) return undoCluster(session, `On ${session.server.name} ${describeReplacement(replacement)}.`)
+  const { server } = aside
+  if (!server)
+    throw new Stop('PostgreSQL does not answer, and there is no restore of the whole cluster to undo.', [
+      'docker logs --tail 30 kgc-postgres-1',
+    ])
+  await locked(session, 'undo of a restore', (host) =>
+    withWorkshop(host, () => undoDatabases(session, host, server, only)),
+  )
+}
+
+async function undoDatabases(
+  { log, config, confirmed, dryRun }: Session,
+  host: Host,
+  server: DatabaseServer,
   only: string[] | undefined,
-  front: Front,
 ): Promise<void> {
-  const swaps = undoSwaps(namesOf(found), stamp, only)
+  const stamp = stampOf(new Date())
+  const swaps = undoSwaps(namesOf(server), stamp, only)
   const what = swaps.map(({ database }) => database).join(',')
   await confirmName(
     [
-      `On ${host.name}:`,
+      `On ${host.name} the restore of databases or files of ${readIso(setAside(swaps[0]?.next))} is undone:`,
       ...swaps.map(({ database, next, aside }) => `  ${next} becomes ${database}; what serves now is kept as ${aside}`),
     ].join('\n'),
     what,
     dryRun ? what : confirmed,
   )
-  const away = await exchange(host, log, front, dryRun, together(exchangesOf(swaps, stamp)))
+  const away = await exchange(host, log, config.front, dryRun, together(exchangesOf(swaps, stamp)))
   if (dryRun) log.say('Dry run: nothing was changed.')
   else log.result(`✅ ${what} on ${host.name} is what it was before the restore. It was away for ${away.toFixed(1)} s.`)
 }

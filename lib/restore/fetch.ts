@@ -3,7 +3,7 @@ import { mkdtemp, open, rm, statfs } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { gigabytes } from '../backup/catalog.ts'
-import type { DatabaseBackup, Stored } from '../backup/manifest.ts'
+import type { Stored } from '../backup/manifest.ts'
 import type { ObjectStore } from '../backup/object-store.ts'
 import { describeProgress, trackProgress } from '../backup/progress.ts'
 import { Stop } from '../errors.ts'
@@ -62,13 +62,13 @@ export const localFree = async (): Promise<number> => {
 }
 
 /**
- * Downloads the dumps, still encrypted, into a folder that is gone afterwards, and proves each to be what was stored.
+ * Downloads dumps or other parts, still encrypted, into a folder that is gone afterwards, and proves each to be what was stored.
  * @param work gets the file of each database by its name
  */
 export async function withDownloads<T>(
   log: Log,
   store: ObjectStore,
-  wanted: DatabaseBackup[],
+  wanted: (Stored & { name: string })[],
   work: (files: Record<string, string>) => Promise<T>,
 ): Promise<T> {
   const folder = await mkdtemp(join(tmpdir(), 'kgc-restore-'))

@@ -23,11 +23,11 @@ const databaseOf = (path: string) => {
   return DATABASE_OF[name] ?? name.replace(/-files$/, '')
 }
 
-const restoredFolder = (stamp: string) => `${HIDDEN}restore_${stamp}`
+export const restoredFolder = (stamp: string) => `${HIDDEN}restore_${stamp}`
 const oldFolder = (stamp: string) => `${HIDDEN}old_${stamp}`
 
 /** A container of the backup's own image that may write to the volumes. */
-const inVolumes = (text: string, more = '--network none') =>
+export const inVolumes = (text: string, more = '--network none') =>
   `docker run --rm --name kgc-restore-files ${more} ${FILE_PATHS.map((path) => `--volume ${volumeOf(path)}:${path}`).join(' ')} --cap-drop ALL --cap-add CHOWN --cap-add DAC_OVERRIDE --cap-add FOWNER --security-opt no-new-privileges --entrypoint sh "$(docker inspect -f '{{.Image}}' ${BACKUP_SERVICE})" -ec ${quote(text)}`
 
 const each = (text: string) => `for path in ${FILE_PATHS.join(' ')}; do cd "$path"; ${text}; done`

@@ -1,6 +1,7 @@
 import { type Catalog, gigabytes } from '../backup/catalog.ts'
 import type { DatabaseBackup, Manifest } from '../backup/manifest.ts'
 import { EXIT, Stop } from '../errors.ts'
+import { local } from '../when.ts'
 import { besideName, FILES } from './names.ts'
 import type { DatabaseServer } from './server.ts'
 
@@ -16,27 +17,17 @@ const SPARE = 2 * 1024 ** 3
  */
 export function pickRun(
   { runs }: Pick<Catalog, 'runs'>,
-  { run = 'latest', time }: { run: string | undefined; time: string | undefined },
+  { run = 'latest', before }: { run?: string | undefined; before?: Date | undefined },
 ): Manifest {
-  const until = time === undefined ? Number.POSITIVE_INFINITY : readTime(time)
+  const until = before?.getTime() ?? Number.POSITIVE_INFINITY
   const found =
     run === 'latest'
       ? runs.find(({ manifest: { started, complete } }) => complete && Date.parse(started) <= until)
       : runs.find(({ manifest }) => manifest.run === run)
   if (found) return found.manifest
-  const which = run === 'latest' ? `complete backup${time ? ` from before ${time}` : ''}` : `backup ${run}`
+  const which =
+    run === 'latest' ? `complete backup${before ? ` from before ${local(before)} (Budapest)` : ''}` : `backup ${run}`
   throw new Stop(`There is no ${which}.`, ['npx tsx scripts/restore.ts --list'], EXIT.usage)
-}
-
-/** ISO 8601 with its zone, since a time without one means another moment on another machine. */
-function readTime(text: string): number {
-  const time = /(Z|[+-]\d\d:?\d\d)$/.test(text) ? Date.parse(text) : Number.NaN
-  if (!Number.isNaN(time)) return time
-  throw new Stop(
-    `--time ${text} is not a time with its zone.`,
-    ['Example: --time 2026-11-23T02:00:00+01:00'],
-    EXIT.usage,
-  )
 }
 
 /**

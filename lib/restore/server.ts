@@ -132,7 +132,7 @@ cd ${ROOT}
 for try in $(seq 100); do docker exec ${WORKSHOP} true 2> /dev/null && break; sleep 0.1; done
 sed -n 's/^POSTGRES_PASSWORD=/postgres:5432:*:postgres:/p' .env | docker exec -i ${WORKSHOP} sh -c 'umask 077; mkdir -p ${SPOOL}; cat > ${SPOOL}/.pgpass'`)
 
-const inWorkshop = (text: string): Command =>
+export const inWorkshop = (text: string): Command =>
   sh`docker exec -i -e PGHOST=postgres -e PGUSER=postgres -e ${`PGPASSFILE=${SPOOL}/.pgpass`} ${WORKSHOP} bash -o pipefail -c ${text}`
 
 export type Spooled = { bytes: number; sha256: string }

@@ -4,6 +4,7 @@ import { Decrypter } from 'age-encryption'
 import { readCatalog } from '../../lib/backup/catalog.ts'
 import { openStore } from '../../lib/backup/object-store.ts'
 import { s3Client } from '../../lib/backup/s3-client.ts'
+import { ROOT } from '../../lib/layout.ts'
 import { quote, script, sh } from '../../lib/shell.ts'
 import { local } from './engine.ts'
 import { onServer } from './harness.ts'
@@ -74,3 +75,23 @@ export const processes = async () =>
   )
     .split('\n')
     .filter(Boolean)
+
+/** A command on the queue of jobs, as one of its users. */
+export const queue = (command: string) =>
+  onServer((host) =>
+    host.read(
+      script(
+        `sed -n 's/^CHATWOOT_REDIS_PASSWORD=//p' ${ROOT}/.env | docker exec -i kgc-redis-queue-1 sh -c ${quote(`read -r REDISCLI_AUTH; export REDISCLI_AUTH; redis-cli --no-auth-warning --user chatwoot ${command}`)}`,
+      ),
+    ),
+  )
+
+/** SQL on Grafana's database. */
+export const grafana = (text: string) =>
+  onServer((host) =>
+    host.read(
+      script(
+        `docker run --rm --network none --user 472:0 -v kgc_grafana-data:/data --entrypoint sqlite3 "$(docker inspect -f '{{.Image}}' ${CONTAINER})" /data/grafana.db ${quote(text)}`,
+      ),
+    ),
+  )

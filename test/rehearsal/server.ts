@@ -177,17 +177,23 @@ export async function removeOther(): Promise<void> {
   if (stdout.trim() !== '' && !stdout.trim().endsWith(SYSTEM)) await removeServer()
 }
 
-/** Removes the server, its disk and its backups. */
-export async function removeServer(): Promise<void> {
+/** Removes the server and its disk: all that a fire at the hoster's takes. Backups and the operator's files stay. */
+export async function loseServer(): Promise<void> {
   await local.probe(sh`docker rm -f -v ${SERVER.container}`, { timeout: 120 })
   await until(
     async () => !(await isMounted()) || (await local.probe(sh`umount ${DISK}`)).code === 0,
     'the disk to be released',
   )
+  await local.read(sh`rm -rf ${DISK} ${DISK_IMAGE} ${inState('ready')}`)
+}
+
+/** Removes the server, its disk and its backups. */
+export async function removeServer(): Promise<void> {
+  await loseServer()
   // The next server has other secrets, among them the one of the files' backups.
   await local.probe(sh`docker rm -f ${S3.container}`)
   await local.probe(sh`docker volume rm ${S3.container}`)
-  await local.read(sh`rm -rf ${DISK} ${DISK_IMAGE} ${inState('.env')} ${inState('ready')}`)
+  await local.read(sh`rm -rf ${inState('.env')}`)
 }
 
 const isMounted = async () => (await local.probe(sh`mountpoint -q ${DISK}`)).code === 0

@@ -9,11 +9,11 @@ import {
   download,
   newVolume,
   parseBackups,
-  parseWhen,
   restoreArguments,
 } from '../../lib/pitr/cluster.ts'
 import { parseFound } from '../../lib/pitr/server.ts'
 import { swapTo } from '../../lib/pitr/swap.ts'
+import { parseWhen } from '../../lib/when.ts'
 import { PROJECT_DIR } from '../rehearsal/names.ts'
 
 const test = suite('point in time')

@@ -6,7 +6,8 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import type { DatabaseBackup, Manifest } from '../../lib/backup/manifest.ts'
 import { EXIT, Stop } from '../../lib/errors.ts'
-import { undoSwaps } from '../../lib/restore/aside.ts'
+import { parseFound } from '../../lib/pitr/server.ts'
+import { lastOfAll, undoSwaps } from '../../lib/restore/aside.ts'
 import { download } from '../../lib/restore/fetch.ts'
 import { readIdentities, recipientsOf } from '../../lib/restore/identity.ts'
 import { besideName, findBeside, readStamp, stampOf } from '../../lib/restore/names.ts'
@@ -22,6 +23,8 @@ import {
 import type { DatabaseServer } from '../../lib/restore/server.ts'
 import { createBeside, giveProperties, identifier, literal, reverse, swapSql } from '../../lib/restore/sql.ts'
 import { exchangeDatabases, swapScript, writersOf } from '../../lib/restore/swap.ts'
+import { taskOf } from '../../lib/restore/task.ts'
+import { parseTime } from '../../lib/when.ts'
 
 const test = suite('restore: what is decided before anything is touched')
 
@@ -74,20 +77,38 @@ const stopsWith = (work: () => unknown, message: RegExp, code: number = EXIT.usa
   assert.unreachable('nothing was refused')
 }
 
-test('takes the newest complete run, never one of which a part failed', () => {
-  assert.is(pickRun(CATALOG, { run: undefined, time: undefined }).run, 'b')
-  assert.is(pickRun(CATALOG, { run: 'c', time: undefined }).run, 'c')
+test('one thing is asked for, and flags that do not fit it are refused', () => {
+  assert.is(taskOf({ db: 'kgc', before: '02:00', undo: false }), 'backup')
+  assert.is(taskOf({ time: '14:05', 'keep-side': true }), 'time')
+  assert.is(taskOf({ undo: true, files: true }), 'undo')
+  assert.is(taskOf({ grafana: true, run: 'x' }), 'part')
+  for (const [flags, message] of [
+    [{}, /Say one thing to do/],
+    [{ run: 'x' }, /Say one thing to do/],
+    [{ undo: true, time: '10:00' }, /Say one thing to do/],
+    [{ time: '10:00', db: 'kgc' }, /--db does not go with --time.*--before/],
+    [{ undo: true, 'keep-side': true }, /--keep-side does not go with --undo/],
+    [{ grafana: true, db: 'kgc' }, /--grafana does not go with a restore of databases/],
+    [{ undo: true, queue: true, grafana: true }, /exclude each other/],
+    [{ all: true, files: true }, /--all and --files exclude each other/],
+    [{ db: 'kgc', run: 'x', before: '02:00' }, /--run and --before exclude each other/],
+  ] as const)
+    stopsWith(() => taskOf(flags), message)
 })
 
-test('takes the newest run from before a time, and wants the zone of that time', () => {
-  assert.is(pickRun(CATALOG, { run: undefined, time: '2026-11-21T03:00:00+01:00' }).run, 'a')
-  for (const time of ['2026-11-21T03:00:00', 'yesterday', '02:00'])
-    stopsWith(() => pickRun(CATALOG, { run: undefined, time }), /not a time with its zone/)
-  stopsWith(() => pickRun(CATALOG, { run: undefined, time: '2020-01-01T00:00:00Z' }), /no complete backup from before/)
+test('takes the newest complete run, never one of which a part failed', () => {
+  assert.is(pickRun(CATALOG, {}).run, 'b')
+  assert.is(pickRun(CATALOG, { run: 'c' }).run, 'c')
+})
+
+test('takes the newest run from before a time', () => {
+  assert.is(pickRun(CATALOG, { before: parseTime('--before', '2026-11-21 03:00') }).run, 'a')
+  stopsWith(() => pickRun(CATALOG, { before: new Date('2020-01-01T00:00:00Z') }), /no complete backup from before 2020/)
+  stopsWith(() => parseTime('--before', 'newest'), /--before newest is not a time/)
 })
 
 test('refuses a run and a database that are not there, and names those that are', () => {
-  stopsWith(() => pickRun(CATALOG, { run: 'x', time: undefined }), /There is no backup x/)
+  stopsWith(() => pickRun(CATALOG, { run: 'x' }), /There is no backup x/)
   stopsWith(() => pickDatabases(RUNS[0] as Manifest, ['kgc', 'nope']), /no database nope\. It has kgc, twenty/)
   assert.equal(
     pickDatabases(RUNS[0] as Manifest, undefined).map(({ name }) => name),
@@ -197,6 +218,17 @@ test('undoes the last swap as a whole, or the named part of it', () => {
     [['kgc_old_20261123t000000', 'kgc_old_s']],
   )
   stopsWith(() => undoSwaps(['kgc'], 's', undefined), /nothing to undo/)
+})
+
+test('undoes the later of the two: a restore of the cluster, or of databases', () => {
+  const record = JSON.stringify({ at: '2026-11-23T12:00:00Z', volume: 'b', was: 'a', target: 't' })
+  const aside = (stamp: string, volumes = 'exists=a') => ({
+    clusters: parseFound(`volume=b\n${volumes}\nrecord=${record}`),
+    server: server({ databases: [{ name: `kgc_old_${stamp}`, bytes: 1, comment: null }] }),
+  })
+  assert.is(lastOfAll(aside('20261123t115959'))?.was, 'a')
+  assert.is(lastOfAll(aside('20261123t120001')), undefined)
+  assert.is(lastOfAll(aside('20261123t115959', '')), undefined, 'that cluster was removed')
 })
 
 test('stops the services that have the password of the database, and no others', () => {

@@ -112,7 +112,7 @@ export const images: readonly Image[] = [
   {
     folder: '../../../compose/backup-service',
     where: 'registry',
-    name: 'backup:2',
+    name: 'backup:3',
     suites: ['bookworm', 'forky'],
     bundles: true,
     buildArgs: {

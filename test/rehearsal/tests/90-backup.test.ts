@@ -270,6 +270,22 @@ test('a database that dies while it is dumped, one that comes back with a flippe
   }
 })
 
+test('a key that ends in the middle: the error says so, and there is no backup', async () => {
+  const [id, secret] = ['ENDSINTHEMIDDLE', 'endsinthemiddle']
+  await radosgw(`key create --uid owner --key-type s3 --access-key ${id} --secret-key ${secret}`)
+  const before = await catalog()
+  const backup = startBackup([], { S3_ACCESS_KEY_ID: id, S3_SECRET_ACCESS_KEY: secret })
+  for (let tries = 0; tries < 200 && (await catalog()).leftovers.length === 0; tries++) await sleep(50)
+  await radosgw(`key rm --uid owner --key-type s3 --access-key ${id}`)
+  const run = await backup
+  assert.is(run.code, 1, said({ ...run, seconds: 0 }))
+  assert.match(run.stderr, /does not know the access key/)
+  const after = await catalog()
+  assert.is(after.runs.length, before.runs.length)
+  assert.ok(after.leftovers.length > 0, 'it was not in the middle')
+  assert.equal(await processes(), [])
+})
+
 test('killed at random moments, it leaves nothing that looks like a backup, and the next one sweeps up', async () => {
   const good = (await catalog()).runs.map(({ manifest }) => manifest.run)
   const kills = soak ? 20 : 2

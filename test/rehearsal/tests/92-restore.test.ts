@@ -13,6 +13,7 @@ import { pickDatabases, pickRun } from '../../../lib/restore/plan.ts'
 import { fill, psql, spool, withWorkshop } from '../../../lib/restore/server.ts'
 import { COUNT_ROWS, createBeside } from '../../../lib/restore/sql.ts'
 import { script, sh } from '../../../lib/shell.ts'
+import { grafana, queue } from '../backup.ts'
 import { local } from '../engine.ts'
 import {
   ENV_FILE,
@@ -129,6 +130,9 @@ CREATE EVENT TRIGGER no ON ddl_command_start EXECUTE FUNCTION no()`,
     `rm -rf számla ../../kgc_*/_data/.files_*; mkdir -p számla; echo one > 'számla/a b'; head -c 200000 /dev/urandom > számla/kép; chmod 640 számla/kép; chown -R 1000:1001 számla`,
   )
   uploads = await inUploads(STATE_OF_UPLOADS)
+  await queue('del queue:kept')
+  await queue('rpush queue:kept one two')
+  await grafana("CREATE TABLE IF NOT EXISTS kept (word text); DELETE FROM kept; INSERT INTO kept VALUES ('dashboard')")
   content = await sql(CONTENT, 'kgc')
   console.log((await serverRead(sh`docker exec kgc-backup-service-1 backup`)).split('\n').pop())
   await sql('DROP EVENT TRIGGER no; DROP FUNCTION no()', 'horilla')
@@ -279,7 +283,7 @@ test('an old database is dropped only when it is named, and one that serves cann
   failsWith(await restore(['--drop', old]), 2, /there is no way back/)
   const run = await restore(['--drop', old, '--confirm', old])
   assert.is(run.code, 0, said(run))
-  assert.match((await restore(['--status'])).stdout, /Restores left nothing/)
+  assert.not.match((await restore(['--status'])).stdout, new RegExp(old))
 })
 
 test('--keep-side leaves a copy to take one table from, and what serves alone', async () => {
@@ -380,6 +384,24 @@ for (const step of SOAK ? STEPS : ['Restore', 'Swap']) {
   })
 }
 
+test('restores the queue of jobs and Grafana by themselves, and undoes it', async () => {
+  await queue('del queue:kept')
+  await queue('rpush queue:later three')
+  await grafana('DROP TABLE kept')
+  failsWith(await restore(['--queue']), 2, /jobs that were done since run again[\s\S]*Give --confirm queue/)
+  for (const name of ['queue', 'grafana']) {
+    const run = await restore([`--${name}`, '--confirm', name, '--run', good.run])
+    assert.is(run.code, 0, said(run))
+  }
+  assert.is(await queue('lrange queue:kept 0 -1'), 'one\ntwo')
+  assert.is(await queue('exists queue:later'), '0')
+  assert.is(await grafana('SELECT * FROM kept'), 'dashboard')
+  assert.is((await restore(['--undo', '--queue', '--confirm', 'queue'])).code, 0)
+  assert.is(await queue('lrange queue:later 0 -1'), 'three')
+  assert.is((await restore(['--undo', '--queue', '--confirm', 'queue'])).code, 0)
+  assert.is(await queue('lrange queue:kept 0 -1'), 'one\ntwo')
+})
+
 if (SOAK)
   test('figures with 1.6 GB', async () => {
     await dropBeside()
@@ -390,7 +412,7 @@ if (SOAK)
     const run = await restore(['--db', 'kgc', '--confirm', 'kgc'])
     assert.is(run.code, 0, said(run))
     console.log(`${run.stderr}${run.stdout}  in all ${run.seconds.toFixed(1)} s`)
-    const newest = pickRun(await readCatalog(store), { run: undefined, time: undefined })
+    const newest = pickRun(await readCatalog(store), {})
     const [kgc] = pickDatabases(newest, ['kgc'])
     assert.ok(kgc)
     const identities = readIdentities(inState('age-identity.txt'))

@@ -1,11 +1,14 @@
+import { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { openStore } from '../../../lib/backup/object-store.ts'
 import { compose } from '../../../lib/compose.ts'
 import { ROOT } from '../../../lib/layout.ts'
 import { script, sh } from '../../../lib/shell.ts'
 import { inContainer, rehearsal, runScript, said, serverRead, startScript } from '../harness.ts'
 import { SERVER } from '../names.ts'
+import { s3Settings } from '../s3.ts'
 import { until } from '../server.ts'
 
 const test = suite('point in time recovery')
@@ -17,7 +20,7 @@ const CONFIRM = ['--confirm', SERVER.address]
 
 const sql = (text: string, database = 'kgc') =>
   serverRead(sh`docker exec kgc-postgres-1 psql -U postgres -XAtq -v ON_ERROR_STOP=1 -d ${database} -c ${text}`)
-const restore = (...args: string[]) => runScript('restore-time', [...args, ...CONFIRM])
+const restore = (...args: string[]) => runScript('restore', [...args, ...CONFIRM])
 const upNow = (service: string) => compose(sh`up -d --no-deps ${service}`)
 /** As the user who deploys: the registry knows it. */
 const onServer = (text: string) => serverRead(script(`cd ${ROOT}\n${text}`), 'deploy')
@@ -83,6 +86,31 @@ test('on by one variable: a backup is made by itself, and the log follows', asyn
   )
 })
 
+test('what is in S3 is read whole, and a byte that changed is noticed', async () => {
+  const verify = () => serverRead(script('docker exec -u postgres kgc-pitr-1 /opt/pitr/keep.sh verify || true'))
+  const result = async () => /verify_ok (\d)/.exec(await onServer('cat state/pitr/metrics/kgc_pitr_verify.prom'))?.[1]
+  assert.is(await verify(), '')
+  assert.is(await result(), '1')
+  const open = await openStore(s3Settings())
+  const bundle = (await open.list('kgc/pitr/backup/kgc/')).find(({ key, size }) => /bundle/.test(key) && size > 10_000)
+  assert.ok(bundle)
+  const whole: Buffer[] = []
+  for await (const chunk of open.get(bundle.key)) whole.push(Buffer.from(chunk))
+  const bytes = Buffer.concat(whole)
+  const put = (content: Buffer) => open.put(bundle.key, Readable.from([content]))
+  const damaged = Buffer.from(bytes)
+  damaged[bytes.length - 100] = (damaged[bytes.length - 100] ?? 0) ^ 1
+  try {
+    await put(damaged)
+    assert.match(await verify(), /DAMAGED[\s\S]*status: error/)
+    assert.is(await result(), '0')
+  } finally {
+    await put(bytes)
+    open.close()
+  }
+  assert.is(await verify(), '')
+})
+
 /** Changes what pgBackRest in the postgres container reads. */
 const conf = (edit: string) => {
   const file = '/etc/pgbackrest/pgbackrest.conf'
@@ -135,7 +163,8 @@ test('bad input is refused before anything is touched', async () => {
   for (const [args, code, message] of [
     [['--time', 'yesterday'], 2, /is not a time/],
     [['--time', '2099-01-01 10:00'], 2, /in the future/],
-    [['--undo', '--time', '10:00'], 2, /not both/],
+    [['--undo', '--time', '10:00'], 2, /Say one thing to do/],
+    [['--time', '10:00', '--db', 'kgc'], 2, /--db does not go with --time/],
     [['--time', '2020-01-01 10:00'], 1, /earliest moment that can be restored/],
   ] as const) {
     const run = await restore(...args)
@@ -152,7 +181,7 @@ test('back to the moment before a DROP TABLE, also when the first try died in th
   await sleep(1500)
   await sql('DROP TABLE invoices')
 
-  const dead = startScript('restore-time', ['--time', moment, ...CONFIRM])
+  const dead = startScript('restore', ['--time', moment, ...CONFIRM])
   const label = `docker volume ls -q --filter label=kgc.pitr=${moment}`
   await until(async () => (await onServer(label)) !== '', 'the download to begin', 60)
   dead.child.kill('SIGKILL')
@@ -173,8 +202,14 @@ test('back to the moment before a DROP TABLE, also when the first try died in th
 
 test('undone, what was replaced serves again', async () => {
   const restored = await serving()
+  const refused = await runScript('restore', ['--undo', '--confirm', 'kgc'])
+  assert.is(refused.code, 2, said(refused))
+  assert.match(refused.stderr, /the last restore is that of the whole cluster[\s\S]*--confirm kgc is not/)
+  assert.is(await serving(), restored)
   const run = await restore('--undo')
   assert.is(run.code, 0, said(run))
+  const status = await restore('--status')
+  assert.match(status.stdout, new RegExp(`^${restored} .*the whole cluster until it was replaced`, 'm'))
   assert.is(await sql("SELECT to_regclass('invoices') IS NULL"), 't')
   assert.is.not(await serving(), restored)
   await backedUp()
@@ -189,7 +224,7 @@ test('one table is copied out of the past; then the server is killed and its vol
   const moment = new Date().toISOString()
   await sleep(1500)
   await sql('DROP TABLE copied')
-  const looked = await restore('--time', moment, '--beside-only')
+  const looked = await restore('--time', moment, '--keep-side')
   assert.is(looked.code, 0, said(looked))
   await onServer(
     'docker exec kgc-postgres-restore-1 pg_dump -U postgres -t copied kgc | docker exec -i kgc-postgres-1 psql -U postgres -q -1 kgc',
@@ -216,7 +251,7 @@ ${upNow('pitr').shell}`)
   )
 
   const began = Date.now()
-  const run = startScript('restore-time', ['--time', 'newest', ...CONFIRM])
+  const run = startScript('restore', ['--time', 'newest', ...CONFIRM])
   await until(async () => (await onServer('ls state')).includes('pitr.swap'), 'the swap', 180)
   run.child.kill('SIGKILL')
   await until(async () => !(await onServer('ls state')).includes('pitr.swap'), 'the swap to end by itself', 180)
