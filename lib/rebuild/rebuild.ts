@@ -93,7 +93,7 @@ function chosen({ run, before }: Rebuild, begun: Begun | undefined) {
   throw new Stop(
     `A rebuild from ${begun.run} is under way on this server.`,
     [
-      `To go on with it: npx tsx scripts/restore.ts --to-blank --run ${begun.run}`,
+      'To go on with it: npx tsx scripts/restore.ts --to-blank',
       "For another backup, have the server installed anew in the hoster's panel first.",
     ],
     EXIT.usage,
