@@ -137,6 +137,7 @@ test('killed in the middle, the same command completes it: rows, files, jobs, Gr
 
   assert.is(await servedVersion(), version)
   assert.equal(await state(), before)
+  assert.is(await sql('postgres', "SELECT count(*) FROM pg_stat_statements WHERE query LIKE '%SCRAM%$%'"), '0')
   assert.equal(goodVersions((await serverSurvey()).records).sort(), history.sort())
   assert.is((await serverRead(sh`ls ${ROOT}/state`)).includes(REBUILD.split('/')[1] ?? ''), false)
   assert.match(await serverRead(sh`cat ${`${ROOT}/${RECORDS}`}`), /"version":"v1"/)
