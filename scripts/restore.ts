@@ -7,6 +7,7 @@ import { EXIT } from '../lib/errors.ts'
 import type { Log } from '../lib/log.ts'
 import { rebuildServer } from '../lib/rebuild/rebuild.ts'
 import { redactor } from '../lib/redact.ts'
+import { parseVersion } from '../lib/release/release.ts'
 import { describeAside, drop, surveyAside, undo } from '../lib/restore/aside.ts'
 import { restoreCluster } from '../lib/restore/cluster.ts'
 import { restoreFromBackup } from '../lib/restore/from-backup.ts'
@@ -83,7 +84,8 @@ await runbook(
       log.hide(redactor([...config.secrets, ...identities]))
       await rebuildServer({
         ...{ log, config, identities, env: flags.env, dryRun: flags['dry-run'], actor: currentActor() },
-        ...{ run: flags.run, before, to: flags.to, confirmed: flags.confirm },
+        ...{ run: flags.run, before, confirmed: flags.confirm },
+        to: flags.to === undefined ? undefined : parseVersion(flags.to),
       })
       return EXIT.done
     }

@@ -6,7 +6,6 @@ import type { Config } from '../config.ts'
 import { confirmName } from '../confirm.ts'
 import { EXIT, messageOf, Stop } from '../errors.ts'
 import type { Log } from '../log.ts'
-import { parseVersion } from '../release/release.ts'
 import { localFree, withDownloads } from '../restore/fetch.ts'
 import { recipientsOf } from '../restore/identity.ts'
 import { pickRun } from '../restore/plan.ts'
@@ -94,7 +93,7 @@ function chosen({ run, before }: Rebuild, begun: Begun | undefined) {
   throw new Stop(
     `A rebuild from ${begun.run} is under way on this server.`,
     [
-      `To go on with it: npx tsx scripts/restore.ts --to-blank --run ${begun.run}`,
+      'To go on with it: npx tsx scripts/restore.ts --to-blank',
       "For another backup, have the server installed anew in the hoster's panel first.",
     ],
     EXIT.usage,
@@ -105,7 +104,7 @@ function chosen({ run, before }: Rebuild, begun: Begun | undefined) {
 function releaseOf({ to, config }: Rebuild, { values, records }: ServerSecrets): string {
   if (values.DOMAIN !== config.front.DOMAIN)
     throw new Stop(`The backup is of ${values.DOMAIN}, and DOMAIN here is ${config.front.DOMAIN}.`, [], EXIT.usage)
-  if (to) return parseVersion(to)
+  if (to) return to
   const served = servedRelease(records)
   if (served) return served.version
   throw new Stop('The backup does not say which release served.', ['Name it: --to vN'], EXIT.usage)

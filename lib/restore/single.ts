@@ -12,7 +12,7 @@ type Single = {
   volume: string
   /** Stopped for the exchange: the program, and who works with it. */
   services: string[]
-  /** What of the volume is exchanged; the rest of it stays. */
+  /** What of the volume is exchanged, as a pattern; the rest of it stays. */
   items: string
   /** Shell that makes the items in the folder .next from what comes on stdin, and proves them. */
   make: string
@@ -29,7 +29,7 @@ const SINGLES: Record<SingleName, Single> = {
   queue: {
     volume: 'kgc_redis-queue-data',
     services: ['redis-queue', 'twenty', 'twenty-worker', 'chatwoot', 'chatwoot-sidekiq'],
-    items: 'appendonlydir',
+    items: 'appendonlydir*',
     make: `mkdir .next/appendonlydir && cd .next/appendonlydir
 cat > appendonly.aof.1.base.rdb
 if tail -c 40 appendonly.aof.1.base.rdb | LC_ALL=C grep -qxE '[0-9a-f]{40}'; then truncate -s -40 appendonly.aof.1.base.rdb; fi

@@ -8,6 +8,7 @@ import { script, sh } from '../../../lib/shell.ts'
 import { grafana, queue, sql, startBackup, store } from '../backup.ts'
 import { local } from '../engine.ts'
 import {
+  envWith,
   inContainer,
   onServer,
   operatorEnv,
@@ -105,6 +106,9 @@ test('killed in the middle, the same command completes it: rows, files, jobs, Gr
   const asked = await runScript('restore', ['--to-blank'])
   assert.is(asked.code, 2, said(asked))
   assert.match(asked.stderr, new RegExp(`becomes ${operatorEnv().DOMAIN} as it was .*release ${version}`, 's'))
+  const elsewhere = await runScript('restore', ['--env', envWith({ DOMAIN: 'other.kgc.test' }), ...toBlank])
+  assert.is(elsewhere.code, 2, said(elsewhere))
+  assert.match(elsewhere.stderr, /The backup is of .*, and DOMAIN here is other\.kgc\.test/)
   assert.is(await serverRead(sh`ls ${ROOT}`), '')
 
   const killed = startScript('restore', toBlank)
@@ -119,6 +123,10 @@ test('killed in the middle, the same command completes it: rows, files, jobs, Gr
   assert.is(backup.code, 3, backup.stderr)
   assert.match(backup.stderr, /the rebuild of this server/)
 
+  const another = await runScript('restore', [...toBlank, '--before', '2026-01-01 00:00'])
+  assert.is(another.code, 2, said(another))
+  assert.match(another.stderr, /A rebuild from .* is under way/)
+
   const run = await runScript('restore', toBlank)
   assert.is(run.code, 0, said(run))
   assert.match(run.stdout, new RegExp(`was rebuilt from .* and serves ${version}`))
@@ -129,6 +137,7 @@ test('killed in the middle, the same command completes it: rows, files, jobs, Gr
 
   assert.is(await servedVersion(), version)
   assert.equal(await state(), before)
+  assert.is(await sql('postgres', "SELECT count(*) FROM pg_stat_statements WHERE query LIKE '%SCRAM%$%'"), '0')
   assert.equal(goodVersions((await serverSurvey()).records).sort(), history.sort())
   assert.is((await serverRead(sh`ls ${ROOT}/state`)).includes(REBUILD.split('/')[1] ?? ''), false)
   assert.match(await serverRead(sh`cat ${`${ROOT}/${RECORDS}`}`), /"version":"v1"/)
