@@ -327,7 +327,7 @@ iptables -I KGC-IN -i kgc-side -p tcp --dport 22 -j ACCEPT`)
   try {
     const answers = await onConsole(`
 for try in 1 2 3 4 5 6 7 8; do
-  ip netns exec visitor ssh -o ConnectTimeout=3 -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null root@192.0.2.1 true 2>&1 | tail -n 1; sleep 0.5
+  timeout 6 ip netns exec visitor ssh -o ConnectTimeout=3 -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null root@192.0.2.1 true 2>&1 | tail -n 1; sleep 0.5
 done`)
     assert.match(answers, /^root@192\.0\.2\.1: Permission denied/)
     assert.match(answers, /Connection refused\s*$/)
