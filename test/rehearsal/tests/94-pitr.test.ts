@@ -196,7 +196,9 @@ test('back to the moment before a DROP TABLE, also when the first try died in th
     (await onServer('docker volume ls -q')).split('\n').includes(torn),
     'the leftover of the dead run is still there',
   )
-  figures.push(`restored to a moment in ${run.seconds.toFixed(0)} s, ${/closed for \d+ s/.exec(run.stdout)?.[0]}`)
+  figures.push(
+    `restored to a moment, and the first backup of it, in ${run.seconds.toFixed(0)} s, ${/closed for \d+ s/.exec(run.stdout)?.[0]}`,
+  )
   await backedUp()
 })
 
