@@ -20,7 +20,7 @@ import { type LoadReport, startLoad } from '../load.ts'
 const test = suite('under load, zero loss')
 
 /** The full count takes about 8 minutes; every merge runs the smaller one. */
-const REPEATS = process.env.SOAK ? 20 : 3
+const REPEATS = process.env.SOAK ? 20 : 2
 const figures: string[] = []
 
 /** Runs something under 200 requests a second and 50 websockets, with some calm before and after. */

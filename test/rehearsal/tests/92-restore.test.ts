@@ -190,7 +190,7 @@ test('refuses, before anything is touched, what cannot work', async () => {
   assert.equal(await untouched(), before)
 })
 
-const FLIPS = SOAK ? 100 : 5
+const FLIPS = SOAK ? 100 : 3
 
 test(`notices a flipped bit at ${FLIPS} random places, and an object cut short, before a database is touched`, async () => {
   const before = await untouched()
