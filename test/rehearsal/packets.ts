@@ -54,7 +54,7 @@ export async function startClients(): Promise<void> {
 
 export const stopClients = () => local.probe(sh`docker rm -f -v ${NAMES.map(container)}`)
 
-/** For an address of either family. */
+/** For an address of either family. What is refused within the call, only the call tells: the socket looks as if it were open. */
 const CONNECT = String.raw`
 use strict; use Socket qw(:all); use IO::Handle; use Errno qw(EINPROGRESS ECONNREFUSED); use Fcntl; use Time::HiRes qw(time);
 sub start {
@@ -63,15 +63,16 @@ sub start {
   my $to = inet_pton($family, $host) or die "no address: $host";
   socket(my $socket, $family, SOCK_STREAM, 0) or die $!;
   fcntl($socket, F_SETFL, O_NONBLOCK) or die $!;
-  connect($socket, $family == AF_INET6 ? pack_sockaddr_in6($port, $to) : pack_sockaddr_in($port, $to))
-    or $! == EINPROGRESS or $! == ECONNREFUSED or die "$_[0]: $!";
-  return $socket;
+  return $socket if connect($socket, $family == AF_INET6 ? pack_sockaddr_in6($port, $to) : pack_sockaddr_in($port, $to)) or $! == EINPROGRESS;
+  return 'refused' if $! == ECONNREFUSED;
+  die "$_[0]: $!";
 }
 `
 
 /** One process per client tries all targets at once, each from a source port of its own. */
 const PROBER = String.raw`${CONNECT}
-my %open = map { $_ => start($_) } @ARGV;
+my %open;
+for (@ARGV) { my $socket = start($_); if (ref $socket) { $open{$_} = $socket } else { print "$_: refused\n" } }
 my $end = time + 1.5;
 while (%open and (my $left = $end - time) > 0) {
   my $bits = ''; vec($bits, fileno($_), 1) = 1 for values %open;
@@ -213,6 +214,7 @@ until ($stop) {
   $tries++;
   # While the server boots there is no way to it at all.
   select(undef, undef, undef, 0.1), next unless $socket;
+  next unless ref $socket;
   my $bits = ''; vec($bits, fileno($socket), 1) = 1;
   $open++ if select(undef, my $ready = $bits, undef, 0.1) > 0 and unpack('i', getsockopt($socket, SOL_SOCKET, SO_ERROR)) == 0;
 }

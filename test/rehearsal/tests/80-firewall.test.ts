@@ -346,7 +346,9 @@ test('is there before anything else after a restart of the server', async () => 
     async () =>
       (
         await local.probe(
-          inServer(sh`systemctl is-active ssh docker && curl -fsS -m 2 -o /dev/null ${`http://[${MISTAKE}]`}`),
+          inServer(
+            sh`systemctl is-active ssh && systemctl is-active docker && curl -fsS -m 2 -o /dev/null ${`http://[${MISTAKE}]`}`,
+          ),
         )
       ).code === 0,
     'the server, and what is published on it by mistake',
