@@ -9,6 +9,8 @@ import { PROJECT_DIR } from './rehearsal/names.ts'
  */
 const FOLDERS: Record<string, string> = { unit: 'test/unit', rehearsal: 'test/rehearsal/tests' }
 const LONGEST_FILE_MS = 90 * 60_000
+/** From uvu's last word to the end of the process. What keeps it longer was left running: that is a failure, too. */
+const LEFTOVER_MS = 60_000
 
 const args = process.argv.slice(2)
 const only = args.find((arg) => !(arg in FOLDERS)) ?? ''
@@ -37,6 +39,7 @@ for (const file of files) {
     failures.push(file)
     continue
   }
+  if (code === null) failures.push(`${file} did not end by itself`)
   failures.push(...[...output.matchAll(/^ *FAIL +(.*)$/gm)].map(([, name]) => `${file}: ${name}`))
   sum.passed += passed
   sum.skipped += skipped
@@ -55,10 +58,16 @@ function run(file: string): Promise<{ code: number | null; output: string }> {
       env: { ...process.env, FORCE_COLOR: '0' },
     })
     let output = ''
+    let leftover: NodeJS.Timeout | undefined
     child.stdout.on('data', (chunk) => {
       output += chunk
       process.stdout.write(chunk)
+      if (/^ +Duration:/m.test(output)) leftover ??= setTimeout(() => child.kill('SIGKILL'), LEFTOVER_MS)
     })
-    child.on('close', (code) => resolve({ code, output }))
+    child.on('close', (code) => {
+      clearTimeout(leftover)
+      if (code === null) console.log(`✘ ${file} did not end by itself`)
+      resolve({ code, output })
+    })
   })
 }

@@ -96,8 +96,11 @@ export function startLoad(door: Door, { rate = 200, websockets = 50, timeoutMs =
   }
 
   let timer: NodeJS.Timeout
+  let isOver = false
   /** Sends all that is due; after a pause of this process that may be several at once. */
   function sendDue() {
+    // The end may come between the timer and what it began.
+    if (isOver) return
     const due = () => (sent * 1000) / rate
     while (due() <= clock.now()) {
       const work = send(sent, due())
@@ -112,6 +115,7 @@ export function startLoad(door: Door, { rate = 200, websockets = 50, timeoutMs =
   sendDue()
 
   async function finish(): Promise<LoadReport> {
+    isOver = true
     clearTimeout(timer)
     const ms = clock.now()
     const { user, system } = process.cpuUsage(cpu)
