@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { createServer } from 'node:https'
-import type { AddressInfo, Socket } from 'node:net'
+import { type AddressInfo, createServer as createPlainServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -251,6 +251,28 @@ test('loses everything when nobody listens', async () => {
   assert.is(report.lost.length, report.sent)
   assert.match(reasons(report), /^(connect )?ECONNREFUSED/)
   assert.ok((report.websockets[0]?.withoutMs ?? 0) > 150)
+})
+
+test('ends when it is told to, also when a request was due at that moment', async () => {
+  let connections = 0
+  const server = createPlainServer((socket) => {
+    connections += 1
+    socket.destroy()
+  })
+  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done))
+  const door = { DOMAIN: 'erp.test', FRONT_IP: '127.0.0.1', FRONT_CA_FILE: undefined }
+  const { port } = server.address() as AddressInfo
+  const running = startLoad({ ...door, FRONT_PORT: port }, { rate: 100, websockets: 0 })
+  const ended = new Promise((resolve) => setTimeout(() => resolve(running.stop()), 50))
+  // Both timers are due when this is over, and run one right after the other.
+  const busyUntil = performance.now() + 150
+  while (performance.now() < busyUntil);
+  await ended
+  const atEnd = connections
+  await sleep(200)
+  server.close()
+  assert.ok(atEnd > 0)
+  assert.is(connections, atEnd)
 })
 
 for (const [how, end, code, clean] of [
