@@ -9,7 +9,7 @@ export function localHost(dryRun?: (command: Command) => void): Host {
 const transport: Transport = {
   name: 'this machine',
   async exec(command, { timeout, input, onLine }) {
-    const { $ } = await import('zx')
+    const { $ } = await import('zx/core')
     const run = $({
       shell: '/bin/sh',
       prefix: '',

@@ -2,7 +2,7 @@ import { PassThrough } from 'node:stream'
 import type { Actor } from './actor.ts'
 import { EXIT, Stop } from './errors.ts'
 import type { Host } from './host.ts'
-import { LOCK, LOCK_HOLDER, ROOT, STEP_LOCK } from './layout.ts'
+import { HELD_BY_ANOTHER, LOCK, LOCK_HOLDER, ROOT, STEP_LOCK } from './layout.ts'
 import type { Log } from './log.ts'
 import { stateSum } from './release/survey.ts'
 import { type Command, script, sh } from './shell.ts'
@@ -13,7 +13,6 @@ export type Holder = Actor & { since: string; action: string }
 const LONGEST_RUN_SECONDS = 2 * 3600
 /** A write that a dead run left behind is given this long to end. */
 const LEFTOVER_SECONDS = 120
-const HELD_BY_ANOTHER = 75
 const LEFTOVER_WORKS = 76
 const LOCKED = 'locked '
 

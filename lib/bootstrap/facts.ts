@@ -1,6 +1,7 @@
 import { isInside } from '../cidr.ts'
 import { Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
+import { valuesIn } from '../lines.ts'
 import type { AccessSettings } from '../settings.ts'
 import { script } from '../shell.ts'
 
@@ -64,10 +65,7 @@ export async function readFacts(host: Host): Promise<Facts> {
 }
 
 export function parseFacts(output: string): Facts {
-  const lines = output.split('\n')
-  const all = (name: string) =>
-    lines.filter((line) => line.startsWith(`${name}=`)).map((line) => line.slice(name.length + 1))
-  const one = (name: string) => all(name)[0] ?? ''
+  const { all, one } = valuesIn(output)
   const [system, kernel] = [one('system'), one('kernel')]
   return {
     system,

@@ -1,4 +1,5 @@
 import type { Actor } from '../actor.ts'
+import { gigabytes } from '../backup/catalog.ts'
 import { EXIT, messageOf, Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
 import { withLock } from '../lock.ts'
@@ -197,4 +198,3 @@ function explain(error: unknown, serving: string): unknown {
 }
 
 export const describe = (when: When) => (when === 'newest' ? 'the newest data' : `${local(when)} (Budapest)`)
-const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(1)} GB`

@@ -1,5 +1,6 @@
 import type { Host } from '../host.ts'
-import { ROOT } from '../layout.ts'
+import { PITR, POSTGRES, ROOT } from '../layout.ts'
+import { valuesIn } from '../lines.ts'
 import { script, sh } from '../shell.ts'
 import {
   COUNT_ROWS,
@@ -13,8 +14,6 @@ import {
   SWAP,
 } from './cluster.ts'
 
-export const LIVE = 'kgc-postgres-1'
-const KEEPER = 'kgc-pitr-1'
 /** archive_timeout is 60 s, and pgBackRest gives a piece up after another 60. */
 const FLUSH_SECONDS = 150
 
@@ -45,9 +44,9 @@ sed -n 's/^to=/swap=/p' ${SWAP} 2> /dev/null
 sed -n 's/^{/record={/p' ${PITR_RECORDS} 2> /dev/null
 docker volume ls --filter label=com.docker.compose.project=kgc --format 'exists={{.Name}}'
 docker volume ls --filter label=${LABEL} --format 'made={{.Name}}'
-docker inspect -f 'keeper={{.State.Running}}' ${KEEPER} 2> /dev/null
-echo "system=$(docker exec ${LIVE} psql -U postgres -XAtqc 'SELECT system_identifier FROM pg_control_system()' 2> /dev/null)"
-echo "info=$(docker exec -u postgres ${KEEPER} pgbackrest --stanza=kgc info --output=json 2> /dev/null)"
+docker inspect -f 'keeper={{.State.Running}}' ${PITR} 2> /dev/null
+echo "system=$(docker exec ${POSTGRES} psql -U postgres -XAtqc 'SELECT system_identifier FROM pg_control_system()' 2> /dev/null)"
+echo "info=$(docker exec -u postgres ${PITR} pgbackrest --stanza=kgc info --output=json 2> /dev/null)"
 true`)
 
 /** What is there, for a restore to a time to work with. Changes nothing. */
@@ -56,9 +55,7 @@ export async function surveyPitr(host: Host): Promise<Found> {
 }
 
 export function parseFound(output: string): Found {
-  const all = (name: string) =>
-    output.split('\n').flatMap((line) => (line.startsWith(`${name}=`) ? [line.slice(name.length + 1)] : []))
-  const one = (name: string) => all(name)[0] ?? ''
+  const { all, one } = valuesIn(output)
   const replacements = all('record').map((line) => JSON.parse(line) as Replacement)
   const volume = one('volume') || FIRST_VOLUME
   const served = new Set([volume, one('swap'), ...replacements.flatMap(({ volume, was }) => [volume, was])])
@@ -78,12 +75,12 @@ export function parseFound(output: string): Found {
  * looks for does not believe that it has arrived (Postgres 13 and later).
  */
 export async function flushLog(host: Host): Promise<void> {
-  await host.write(psql(LIVE, 'postgres', 'SELECT txid_current()'))
-  const piece = await host.write(psql(LIVE, 'postgres', 'SELECT pg_walfile_name(pg_switch_wal())'))
+  await host.write(psql(POSTGRES, 'postgres', 'SELECT txid_current()'))
+  const piece = await host.write(psql(POSTGRES, 'postgres', 'SELECT pg_walfile_name(pg_switch_wal())'))
   const arrived = `SELECT last_archived_wal COLLATE "C" >= '${piece}' FROM pg_stat_archiver`
   await host.write(
     script(`
-until [ "$(${psql(LIVE, 'postgres', arrived).shell})" = t ]; do sleep 1; done`),
+until [ "$(${psql(POSTGRES, 'postgres', arrived).shell})" = t ]; do sleep 1; done`),
     { timeout: FLUSH_SECONDS },
   )
 }
@@ -102,14 +99,14 @@ const DATABASES = `SELECT datname FROM pg_database WHERE datallowconn AND NOT da
 export async function compareClusters(host: Host, timeout: number): Promise<string[]> {
   const databases = async (container: string) =>
     (await host.read(psql(container, 'postgres', DATABASES))).split('\n').filter(Boolean)
-  const [now, then] = [await databases(LIVE), await databases(SIDE)]
+  const [now, then] = [await databases(POSTGRES), await databases(SIDE)]
   const lines: string[] = []
   for (const name of [...new Set([...now, ...then])].sort()) {
     if (!then.includes(name)) lines.push(`database ${name} goes`)
     else if (!now.includes(name)) lines.push(`database ${name} comes back`)
     else {
       const [live, restored] = await Promise.all(
-        [LIVE, SIDE].map((container) => host.read(psql(container, name, COUNT_ROWS), { timeout })),
+        [POSTGRES, SIDE].map((container) => host.read(psql(container, name, COUNT_ROWS), { timeout })),
       )
       lines.push(...compareRows(name, live ?? '', restored ?? ''))
     }
@@ -130,6 +127,6 @@ const BACKUP_SECONDS = 1800
 export const waitForBackup = (host: Host): Promise<string> =>
   host.read(
     script(`
-until due=$(docker exec -u postgres ${KEEPER} /opt/pitr/keep.sh due 2> /dev/null) && [ -z "$due" ]; do sleep 2; done`),
+until due=$(docker exec -u postgres ${PITR} /opt/pitr/keep.sh due 2> /dev/null) && [ -z "$due" ]; do sleep 2; done`),
     { timeout: BACKUP_SECONDS },
   )

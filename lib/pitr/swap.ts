@@ -1,12 +1,12 @@
 import { compose } from '../compose.ts'
-import { ROOT } from '../layout.ts'
+import { PITR, POSTGRES, ROOT } from '../layout.ts'
 import { type Command, script, sh } from '../shell.ts'
 import { FIRST_VOLUME, PITR_RECORDS, SWAP } from './cluster.ts'
 
 const MAINTENANCE = 'state/nginx/maintenance'
 const START_SECONDS = 300
 /** What of the stack does not write. */
-const STAY = 'kgc-postgres-1|kgc-postgres-exporter-1|kgc-pitr-1'
+const STAY = `${POSTGRES}|kgc-postgres-exporter-1|${PITR}`
 
 /** Its exit code when the new cluster did not start and the old one serves again. */
 export const PUT_BACK = 4
@@ -31,7 +31,7 @@ serve() {
   # On a full disk the copy would be a part.
   { grep -v '^POSTGRES_VOLUME=' .env; echo "POSTGRES_VOLUME=$1"; } > .env.next && [ "$(wc -l < .env.next)" -ge "$(wc -l < .env)" ] &&
     mv .env.next .env || return 1
-  docker stop kgc-postgres-1 kgc-pitr-1 > /dev/null 2>&1 || true
+  docker stop ${POSTGRES} ${PITR} > /dev/null 2>&1 || true
   (${start})
 }
 if [ ! -e ${SWAP} ]; then
@@ -54,14 +54,14 @@ code=0
 if serve "$(value to)"; then
   printf '{"at":"%s","volume":"%s","was":"%s","target":"%s"}\\n' "$(date -u +%FT%TZ)" "$(value to)" "$(value was)" "$2" >> ${PITR_RECORDS}
 else
-  echo "The new cluster did not start:"; docker logs --tail 20 kgc-postgres-1 2>&1 || true
+  echo "The new cluster did not start:"; docker logs --tail 20 ${POSTGRES} 2>&1 || true
   serve "$(value was)"
   code=${PUT_BACK}
 fi
 note "$(serving) serves"
 # All at once: one after another they take seconds each.
 for app in $(value app); do docker start "$app" > /dev/null & done
-(${startKeeper}) || echo 'kgc-pitr-1 did not start'
+(${startKeeper}) || echo '${PITR} did not start'
 wait
 if [ -n "$(value app)" ]; then
   for try in $(seq ${START_SECONDS}); do

@@ -1,6 +1,7 @@
 import { EXIT, Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
 import { REBUILD, ROOT } from '../layout.ts'
+import { valuesIn } from '../lines.ts'
 import { putFile } from '../put-file.ts'
 import { type Command, script, sh } from '../shell.ts'
 
@@ -31,8 +32,7 @@ export async function surveyBlank(host: Host): Promise<Begun | undefined> {
 }
 
 export function parseBlank(server: string, output: string): Begun | undefined {
-  const all = (name: string) =>
-    output.split('\n').flatMap((line) => (line.startsWith(`${name}=`) ? [line.slice(name.length + 1)] : []))
+  const { all } = valuesIn(output)
   const lines = all('begun').map((line) => JSON.parse(line) as { run?: string; fromLog?: boolean; done?: string })
   const { run, fromLog = false } = lines[0] ?? {}
   if (run) return { run, fromLog, done: lines.flatMap(({ done }) => (done ? [done] : [])) }

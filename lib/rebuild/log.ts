@@ -1,7 +1,7 @@
 import { compose } from '../compose.ts'
 import { messageOf, Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
-import { ROOT } from '../layout.ts'
+import { PITR, POSTGRES, ROOT } from '../layout.ts'
 import { FIRST_VOLUME, PITR_RECORDS } from '../pitr/cluster.ts'
 import { restoreToTime } from '../pitr/restore.ts'
 import { surveyPitr } from '../pitr/server.ts'
@@ -15,7 +15,7 @@ export const startKeeper: Command = compose(sh`up -d --no-deps --no-recreate pit
 export const leaveLog: Command = script(`
 cd ${ROOT}
 if grep -q '^PITR=' .env; then
-  docker rm -f kgc-postgres-1 kgc-pitr-1 > /dev/null 2>&1 || true
+  docker rm -f ${POSTGRES} ${PITR} > /dev/null 2>&1 || true
   umask 077
   grep -v '^PITR=' .env > .env.next && mv .env.next .env
 fi`)

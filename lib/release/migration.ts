@@ -1,14 +1,13 @@
 import { compose } from '../compose.ts'
 import { BadRelease, EXIT, messageOf, Stop } from '../errors.ts'
 import { CommandFailed, type Host } from '../host.ts'
-import { BACKUP_LOCK, ROOT } from '../layout.ts'
+import { BACKUP_LOCK, HELD_BY_ANOTHER, ROOT } from '../layout.ts'
 import type { Log } from '../log.ts'
 import { type Command, sh } from '../shell.ts'
 
 const LONGEST_MIGRATION_SECONDS = 1800
 /** A backup of 100 GB takes about as long; then the deploy is to be repeated. */
 const WAIT_FOR_BACKUP_SECONDS = 900
-const BACKUP_RUNS = 75
 
 type Migration = {
   host: Host
@@ -32,7 +31,7 @@ export async function migrate({ host, log, note, command, image }: Migration): P
     await host
       .write(migrationCommand(command, image), { timeout: LONGEST_MIGRATION_SECONDS, onLine: show })
       .catch((error) => {
-        if (error instanceof CommandFailed && error.result.code === BACKUP_RUNS) {
+        if (error instanceof CommandFailed && error.result.code === HELD_BY_ANOTHER) {
           throw new Stop(
             'A backup is running, and a migration has to wait for it. Nothing was switched.',
             ['Deploy again when it has ended: npx tsx scripts/backup.ts --list'],
@@ -53,5 +52,5 @@ const migrationCommand = (command: string, image: string): Command =>
 /** Holds the lock of the backups meanwhile. */
 function afterBackup(command: Command): Command {
   const lock = `${ROOT}/${BACKUP_LOCK}`
-  return sh`if [ -e ${lock} ]; then flock -w ${WAIT_FOR_BACKUP_SECONDS} -E ${BACKUP_RUNS} ${lock} sh -c ${command.shell}; else ${command}; fi`
+  return sh`if [ -e ${lock} ]; then flock -w ${WAIT_FOR_BACKUP_SECONDS} -E ${HELD_BY_ANOTHER} ${lock} sh -c ${command.shell}; else ${command}; fi`
 }

@@ -1,6 +1,6 @@
 import { SITES } from '../certificates/certificates.ts'
 import type { Host } from '../host.ts'
-import { ROOT } from '../layout.ts'
+import { POSTGRES, ROOT } from '../layout.ts'
 import type { Front } from '../settings.ts'
 import { script } from '../shell.ts'
 import { type Answer, frontDoor } from './front-door.ts'
@@ -148,7 +148,7 @@ const askDatabase = (database: string) => {
 cd ${ROOT}
 value() { sed -n "s/^$1=//p" .env; }
 user=$(value ${prefix}_DB_USER)
-value ${prefix}_DB_PASSWORD | docker exec -i kgc-postgres-1 sh -c '
+value ${prefix}_DB_PASSWORD | docker exec -i ${POSTGRES} sh -c '
   read -r PGPASSWORD; export PGPASSWORD PGCONNECT_TIMEOUT=5
   psql -h postgres -U "$1" -d "$2" -Atqc "select current_user || \\$\\$ in \\$\\$ || current_database()"' ask "$user" ${database}
 `)
