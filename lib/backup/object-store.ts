@@ -3,6 +3,7 @@ import { Readable } from 'node:stream'
 import { Stop } from '../errors.ts'
 import type { ObjectStoreSettings } from '../settings.ts'
 import { explainS3, isDenied, isLostAnswer, isMissing } from './object-store-errors.ts'
+import { type Range, readObject } from './read-object.ts'
 import { QUEUE, s3Client } from './s3-client.ts'
 
 /** S3 allows 10,000 parts; the facts of Wasabi and others differ, so a tenth is kept free. */
@@ -11,7 +12,6 @@ const SMALLEST_PART = 16 * 1024 ** 2
 
 export type StoredObject = { key: string; size: number; modified: Date; versionId?: string }
 export type Put = { bytes: number; sha256: string; parts: number; partSize: number; versionId?: string }
-type Range = { from?: number; versionId?: string | undefined }
 export type ObjectStore = Awaited<ReturnType<typeof openStore>>
 
 /**
@@ -25,9 +25,9 @@ export const partSizeFor = (expected: number) => Math.max(SMALLEST_PART, Math.ce
  * @param lockDays what is stored cannot be removed for so long, also not with a stolen key; 0 for no lock
  */
 export async function openStore(settings: ObjectStoreSettings, lockDays = 0) {
-  const { s3, client, lastDate } = await s3Client(settings)
+  const opened = await s3Client(settings)
+  const { s3, client, lastDate } = opened
   const Bucket = settings.S3_BUCKET
-  const timeout = settings.S3_TIMEOUT * 1000
   const locked = () =>
     lockDays === 0
       ? {}
@@ -116,45 +116,19 @@ export async function openStore(settings: ObjectStoreSettings, lockDays = 0) {
     await send(new s3.PutObjectCommand({ Bucket, Key: key, Body: body, ContentType: 'application/json', ...locked() }))
   }
 
-  /**
-   * The object as a stream; it fails when nothing came for the time limit. Whether it is whole is for its hash to say.
-   * @param from the byte to begin with
-   * @param versionId the version that was stored, also when another one hides it
-   */
-  async function* get(key: string, { from = 0, versionId }: Range = {}): AsyncGenerator<Buffer> {
-    const { Body } = await send(
-      new s3.GetObjectCommand({
-        Bucket,
-        Key: key,
-        VersionId: versionId,
-        ...(from > 0 ? { Range: `bytes=${from}-` } : {}),
-      }),
-    )
-    const stream = Body as Readable
-    const silence = () =>
-      stream.destroy(
-        new Stop(`${settings.S3_ENDPOINT} sent nothing for ${settings.S3_TIMEOUT} s in the middle of ${key}.`),
-      )
-    let timer = setTimeout(silence, timeout)
+  /** The object as a stream; it fails when nothing came for the time limit. Whether it is whole is for its hash to say. */
+  async function* get(key: string, range: Range = {}): AsyncGenerator<Buffer> {
     try {
-      for await (const chunk of stream) {
-        clearTimeout(timer)
-        yield chunk as Buffer
-        timer = setTimeout(silence, timeout)
-      }
+      yield* readObject(opened, settings, key, range)
     } catch (error) {
       throw explainS3(error, settings)
-    } finally {
-      clearTimeout(timer)
-      stream.destroy()
     }
   }
 
   /** @returns undefined when there is no such object */
   async function getText(key: string): Promise<string | undefined> {
     try {
-      const { Body } = await client.send(new s3.GetObjectCommand({ Bucket, Key: key }))
-      return await Body?.transformToString()
+      return Buffer.concat(await Readable.from(readObject(opened, settings, key)).toArray()).toString()
     } catch (error) {
       if (isMissing(error)) return undefined
       throw explainS3(error, settings)

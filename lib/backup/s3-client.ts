@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs'
+import type { IncomingMessage } from 'node:http'
 import { Agent } from 'node:https'
 import type { ObjectStoreSettings } from '../settings.ts'
 
@@ -41,13 +42,26 @@ export async function s3Client(settings: ObjectStoreSettings) {
   })
   let lastDate: string | undefined
   client.middlewareStack.add(
-    (next) => async (args) => {
-      const answer = await next(args)
-      const { headers } = answer.response as { headers?: Record<string, string> }
-      lastDate = headers?.date ?? lastDate
-      return answer
-    },
-    { step: 'deserialize', name: 'kgcDate', priority: 'low' },
+    (next, { commandName }) =>
+      async (args) => {
+        const answer = await next(args)
+        const { headers, body } = answer.response as { headers?: Record<string, string>; body?: IncomingMessage }
+        lastDate = headers?.date ?? lastDate
+        // Objects are streams, whose reader may be slow; who reads them has a limit of its own.
+        if (body && commandName !== 'GetObjectCommand') endWithin(timeout, body)
+        return answer
+      },
+    { step: 'deserialize', name: 'kgcAnswer', priority: 'low' },
   )
   return { s3, client, lastDate: () => lastDate }
+}
+
+/** The SDK's time limit ends with the headers: a listing that stops in the middle would be waited for for ever (measured). */
+function endWithin(timeout: number, body: IncomingMessage): void {
+  const silence = Object.assign(new Error(`the answer stopped in the middle for ${timeout / 1000} s`), {
+    name: 'TimeoutError',
+  })
+  const timer = setTimeout(() => !body.complete && body.destroy(silence), timeout)
+  timer.unref()
+  body.once('close', () => clearTimeout(timer))
 }

@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs'
-import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
+import { createServer, type IncomingHttpHeaders, type IncomingMessage, type ServerResponse } from 'node:http'
 import { request } from 'node:https'
 import type { AddressInfo } from 'node:net'
 import { inState, RUNNER_ADDRESS, S3 } from './names.ts'
@@ -15,10 +15,18 @@ export type Fault =
   | 'hang'
   | { status: number }
   | { delayMs: number }
+  /** So many bytes of the answer, then nothing, for ever. */
+  | { stallAfter: number }
   /** Another answer: `body` once it is whole, or its headers. */
   | { body?: (body: Buffer) => Buffer; headers?: Record<string, string> }
 
-export type Seen = { method: string; path: string; query: URLSearchParams; count: number }
+export type Seen = {
+  method: string
+  path: string
+  query: URLSearchParams
+  headers: IncomingHttpHeaders
+  count: number
+}
 
 /**
  * Stands between a client and the S3 server, and breaks what it is told to. Plain HTTP; the request itself goes on unchanged.
@@ -32,7 +40,8 @@ export async function faultyS3(decide: (seen: Seen) => Fault) {
     const kind = `${asked.method} ${[...url.searchParams.keys()].sort()}`
     const count = counts.get(kind) ?? 0
     counts.set(kind, count + 1)
-    const fault = decide({ method: asked.method ?? '', path: url.pathname, query: url.searchParams, count })
+    const { method = '', headers } = asked
+    const fault = decide({ method, path: url.pathname, query: url.searchParams, headers, count })
     if (fault === 'cut') return asked.socket.destroy()
     if (fault === 'hang') return asked.resume()
     if (typeof fault === 'object' && 'status' in fault) {
@@ -60,6 +69,11 @@ function forward(asked: IncomingMessage, answer: ServerResponse, fault: Fault, c
     if (fault === 'lose-answer') {
       got.resume()
       got.on('end', () => asked.socket.destroy())
+      return
+    }
+    if (typeof fault === 'object' && 'stallAfter' in fault) {
+      answer.writeHead(got.statusCode ?? 502, got.headers)
+      got.once('data', (chunk: Buffer) => answer.write(chunk.subarray(0, fault.stallAfter)))
       return
     }
     const change = typeof fault === 'object' && ('body' in fault || 'headers' in fault) ? fault : {}
