@@ -1,4 +1,4 @@
-import { catalogTable, gigabytes, readCatalog } from '../lib/backup/catalog.ts'
+import { gigabytes, showCatalog } from '../lib/backup/catalog.ts'
 import { takeBackupLock } from '../lib/backup/lock.ts'
 import type { Manifest } from '../lib/backup/manifest.ts'
 import { openStore } from '../lib/backup/object-store.ts'
@@ -14,7 +14,6 @@ import { type Log, seconds } from '../lib/log.ts'
 import { redactor } from '../lib/redact.ts'
 import { notify } from '../lib/slack.ts'
 import { connect } from '../lib/ssh.ts'
-import { table } from '../lib/table.ts'
 
 /** Set in the image of the backup-service: the program runs where the data is. */
 const inService = process.env.BACKUP_SERVICE === 'yes'
@@ -142,14 +141,9 @@ function shrunkParts(before: Record<string, { raw: number }>, now: Record<string
 }
 
 async function list(log: Log, env: string | undefined): Promise<ExitCode> {
-  const config = loadConfig(env, ['objectStore'])
-  log.hide(redactor(config.secrets))
-  const store = await openStore(config.objectStore)
-  const catalog = await log.step('Read the manifests', () => readCatalog(store)).finally(store.close)
-  log.result(table(catalogTable(catalog)))
-  for (const { run, why } of catalog.unreadable) log.warn(`${run} cannot be read: ${why}`)
-  if (catalog.leftovers.length > 0)
-    log.say(`${catalog.leftovers.length} runs never ended; the next one sweeps them away.`)
+  const { objectStore, secrets } = loadConfig(env, ['objectStore'])
+  log.hide(redactor(secrets))
+  await showCatalog(log, objectStore)
   return EXIT.done
 }
 

@@ -1,4 +1,7 @@
 import { messageOf } from '../errors.ts'
+import type { Log } from '../log.ts'
+import type { ObjectStoreSettings } from '../settings.ts'
+import { table } from '../table.ts'
 import {
   MANIFEST,
   type Manifest,
@@ -9,7 +12,7 @@ import {
   runsPrefix,
   VERIFIED,
 } from './manifest.ts'
-import type { ObjectStore } from './object-store.ts'
+import { type ObjectStore, openStore } from './object-store.ts'
 import type { KnownRun } from './retention.ts'
 
 export type CatalogRun = KnownRun & { manifest: Manifest; proof?: Proof; bytes: number }
@@ -62,6 +65,16 @@ export async function readCatalog(store: ObjectStore): Promise<Catalog> {
 
 export const gigabytes = (bytes: number) =>
   bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${(bytes / 1e6).toFixed(1)} MB`
+
+/** Prints the backups that there are, from the bucket alone. */
+export async function showCatalog(log: Log, settings: ObjectStoreSettings): Promise<void> {
+  const store = await openStore(settings)
+  const catalog = await log.step('Read the manifests', () => readCatalog(store)).finally(store.close)
+  log.result(table(catalogTable(catalog)))
+  for (const { run, why } of catalog.unreadable) log.warn(`${run} cannot be read: ${why}`)
+  if (catalog.leftovers.length > 0)
+    log.say(`${catalog.leftovers.length} runs never ended; the next backup sweeps them away.`)
+}
 
 /** Rows for a person: the header first. */
 export function catalogTable({ runs }: Catalog): string[][] {

@@ -1,6 +1,6 @@
 import type { Client } from 'pg'
 import { messageOf, Stop } from '../errors.ts'
-import type { DatabaseBackup } from './manifest.ts'
+import type { DatabaseBackup, Manifest } from './manifest.ts'
 
 /** Every one is a part of the system, so a backup without one of them is not complete. */
 export const DATABASES = ['kgc', 'twenty', 'chatwoot', 'horilla'] as const
@@ -53,7 +53,7 @@ export async function takeSnapshots(names: readonly string[]): Promise<Snapshot[
     }
     const exported = await Promise.all(
       clients.map((client) =>
-        client.query('SELECT pg_export_snapshot() AS snapshot, pg_current_wal_lsn() AS lsn, now() AS at'),
+        client.query('SELECT pg_export_snapshot() AS snapshot, pg_current_wal_lsn() AS lsn, clock_timestamp() AS at'),
       ),
     )
     return await Promise.all(
@@ -100,12 +100,12 @@ const TABLES = `
      AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = pg_class.oid AND deptype = 'e')
    ORDER BY 1`
 
-/** Rows of every table, counted exactly. In a snapshot's session: as they were at that moment. */
+/** Rows of every table itself, without those of tables that inherit from it. In a snapshot's session: as they were at that moment. */
 export async function countRows(client: Client): Promise<Record<string, number>> {
   const { rows } = await client.query(TABLES)
   const counts: Record<string, number> = {}
   for (const { table } of rows as { table: string }[]) {
-    const { rows: counted } = await client.query(`SELECT count(*)::float8 AS rows FROM ${table}`)
+    const { rows: counted } = await client.query(`SELECT count(*)::float8 AS rows FROM ONLY ${table}`)
     counts[table] = counted[0].rows
   }
   return counts
@@ -113,18 +113,25 @@ export async function countRows(client: Client): Promise<Record<string, number>>
 
 /**
  * Sees early what would break a backup late.
+ * @returns with what the server is, the size of every database in bytes
  * @throws Stop that names the remedy
  */
-export async function checkServer(clientMajor: number): Promise<{ versionNum: number; systemIdentifier: string }> {
+export async function checkServer(
+  clientMajor: number,
+): Promise<{ server: Manifest['server']; sizes: Record<string, number> }> {
   const client = await connectTo('postgres')
   try {
-    const { rows } = await client.query(`
+    const { rows } = await client.query(
+      `
       SELECT current_setting('server_version_num')::int AS "versionNum",
              (SELECT system_identifier::text FROM pg_control_system()) AS "systemIdentifier",
              current_setting('lo_compat_privileges') = 'on' AS "readsLargeObjects",
              has_table_privilege('pg_authid', 'SELECT') AS "readsPasswords",
-             (SELECT array_agg(datname::text) FROM pg_database) AS databases`)
-    const { versionNum, systemIdentifier, readsLargeObjects, readsPasswords, databases } = rows[0]
+             (SELECT coalesce(json_object_agg(datname, pg_database_size(oid)), '{}')
+                FROM pg_database WHERE datname = ANY ($1)) AS sizes`,
+      [DATABASES],
+    )
+    const { versionNum, systemIdentifier, readsLargeObjects, readsPasswords, sizes } = rows[0]
     const major = Math.floor(versionNum / 10_000)
     if (major !== clientMajor) {
       throw new Stop(`The server is PostgreSQL ${major}, this image's pg_dump is ${clientMajor}.`, [
@@ -136,9 +143,9 @@ export async function checkServer(clientMajor: number): Promise<{ versionNum: nu
         'docker exec kgc-postgres-1 /docker-entrypoint-initdb.d/init-db.sh',
       ])
     }
-    const missing = DATABASES.filter((name) => !databases.includes(name))
+    const missing = DATABASES.filter((name) => !(name in sizes))
     if (missing.length > 0) throw new Stop(`The server has no database ${missing.join(', ')}.`)
-    return { versionNum, systemIdentifier }
+    return { server: { versionNum, systemIdentifier }, sizes }
   } finally {
     await client.end()
   }

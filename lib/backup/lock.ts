@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process'
-import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { chmodSync, closeSync, existsSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { EXIT, Stop } from '../errors.ts'
-import { REBUILD } from '../layout.ts'
+import { HELD_BY_ANOTHER, REBUILD } from '../layout.ts'
 import { connectTo } from './databases.ts'
 
 /** On the server, this is state/backup in /opt/kgc; restore and migrations take the same lock there. */
@@ -10,7 +10,6 @@ export const BACKUP_STATE = '/var/lib/backup'
 export const SERVER_FOLDER = '/data/server'
 const LOCK = `${BACKUP_STATE}/lock`
 const HOLDER = `${BACKUP_STATE}/holder`
-const HELD_BY_ANOTHER = 75
 /** 'kgc' in ASCII: the same lock for who reaches the database, but not this folder. */
 const ADVISORY_KEY = 0x6b6763
 
@@ -23,6 +22,9 @@ export async function takeBackupLock(run: string): Promise<() => Promise<void>> 
   // It would be one of half a server, and the newest.
   if (existsSync(`${SERVER_FOLDER}/${REBUILD}`))
     throw heldBy('the rebuild of this server from a backup, which `npx tsx scripts/restore.ts --to-blank` completes')
+  // Whoever deploys takes it for a migration; cron's runs have a umask that would shut that user out.
+  closeSync(openSync(LOCK, 'a'))
+  chmodSync(LOCK, 0o644)
   const holder = spawn('flock', ['-n', '-E', String(HELD_BY_ANOTHER), LOCK, 'sh', '-c', 'echo held; cat'], {
     stdio: ['pipe', 'pipe', 'inherit'],
   })

@@ -3,7 +3,8 @@ import { type Command, script, sh } from '../shell.ts'
 import type { Snapshot } from './databases.ts'
 import { countRows } from './databases.ts'
 import { SERVER_FOLDER } from './lock.ts'
-import type { DatabaseBackup, Stored } from './manifest.ts'
+import type { DatabaseBackup, Manifest, Stored } from './manifest.ts'
+import { parts } from './state.ts'
 import { type BackupRun, readBack, store } from './store.ts'
 
 /** A migration that holds a table for longer makes the dump fail, rather than wait with everything queued behind it. */
@@ -15,22 +16,36 @@ const EXPECTED_STORED = 0.2
 export const dumpCommand = (name: string, snapshot: string): Command =>
   sh`pg_dump --format=custom --compress=0 --no-password ${`--snapshot=${snapshot}`} ${`--lock-wait-timeout=${LOCK_WAIT}`} --dbname=${name}`
 
+const objectOf = (database: string) => `${database}.dump.zst.age`
+
+/** The dump of a snapshot, and how large it may become: all of the database, where nothing compresses. */
+export const dumpOf = ({ name, about }: Pick<Snapshot, 'name' | 'about'>) => ({
+  object: objectOf(name),
+  programs: dumpCommand(name, about.snapshot),
+  source: { what: `The dump of ${name}`, expected: about.size },
+})
+
 /** Counts the rows of a snapshot and dumps it, then lets it go. */
-export async function backUpDatabase(run: BackupRun, { name, client, about }: Snapshot): Promise<DatabaseBackup> {
+export async function backUpDatabase(run: BackupRun, snapshot: Snapshot): Promise<DatabaseBackup> {
+  const { client, about } = snapshot
   try {
     const rows = await countRows(client)
-    const stored = await store(run, `${name}.dump.zst.age`, dumpCommand(name, about.snapshot), {
-      what: `The dump of ${name}`,
-      expected: about.size,
-    })
-    return { ...stored, ...about, rows }
+    const { object, programs, source } = dumpOf(snapshot)
+    return { ...(await store(run, object, programs, source)), ...about, rows }
   } finally {
     await client.end().catch(() => {})
   }
 }
 
-/** What to expect of a database that was never backed up, in bytes. */
-export const expectedStored = (size: number) => size * EXPECTED_STORED
+/**
+ * What each object will take in the store, in bytes: as much as in the backup before; a database that has none, a part of
+ * its size.
+ */
+export function expectedSizes(last: Manifest | undefined, sizes: Record<string, number>): Record<string, number> {
+  const before = last ? parts(last).map(([, { key, storedBytes }]) => [key.split('/').pop() ?? key, storedBytes]) : []
+  const first = Object.entries(sizes).map(([name, size]) => [objectOf(name), size * EXPECTED_STORED])
+  return Object.fromEntries([...first, ...before])
+}
 
 /** Reads the dump from front to end, table of contents and data, and restores nothing. */
 export const readDump = (run: BackupRun, dump: DatabaseBackup): Promise<DatabaseBackup> =>

@@ -1,11 +1,8 @@
 import { type CatalogRun, readCatalog } from './catalog.ts'
 import { forgetFiles } from './files.ts'
 import { MANIFEST, runKey, runsPrefix } from './manifest.ts'
-import { runsToRemove } from './retention.ts'
+import { minimumCharge, runsToRemove } from './retention.ts'
 import type { Service } from './service.ts'
-
-/** Deleted before, an object costs as much (docs.wasabi.com, "90-Day Storage Policy"). */
-const WASABI_MINIMUM_DAYS = 90
 
 /**
  * Removes what retention lets go, the manifest of each run first: a removal that is cut off leaves garbage, never a backup
@@ -24,8 +21,8 @@ export async function prune(
   if (refused) log.say(`  nothing is removed: ${refused}`)
   for (const { manifest } of remove) log.say(`  ${dryRun ? 'would go' : 'goes'}: ${manifest.run}`)
   if (later > 0) log.say(`  ${later} more are left to the next nights`)
-  if (days < WASABI_MINIMUM_DAYS && /wasabisys\.com/.test(store.settings.S3_ENDPOINT) && remove.length > 0)
-    log.say(`  Wasabi charges every object for ${WASABI_MINIMUM_DAYS} days: keeping them as long costs nothing more`)
+  const charged = minimumCharge(store.settings.S3_ENDPOINT, days)
+  if (charged && remove.length > 0) log.say(`  ${charged}`)
   if (dryRun) return true
   const gone: CatalogRun[] = []
   for (const run of remove) {

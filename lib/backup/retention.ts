@@ -62,3 +62,12 @@ function newestOfEach<R extends KnownRun>(runs: R[], groupOf: (start: Date) => s
 /** Weeks begin on Monday: 1970-01-05 was one. */
 const weekOf = (date: Date) => String(Math.floor((date.getTime() - 4 * DAY) / (7 * DAY)))
 const monthOf = (date: Date) => date.toISOString().slice(0, 7)
+
+/** Deleted before, an object costs as much (docs.wasabi.com, "90-Day Storage Policy"). */
+const WASABI_MINIMUM_DAYS = 90
+
+/** @returns what removing after so many days does not save at this store; undefined where nothing is known of it */
+export const minimumCharge = (endpoint: string, days: number): string | undefined =>
+  /\.wasabisys\.com$/.test(new URL(endpoint).hostname) && days < WASABI_MINIMUM_DAYS
+    ? `Wasabi charges every object for ${WASABI_MINIMUM_DAYS} days: keeping backups as long (BACKUP_KEEP_DAYS) costs nothing more`
+    : undefined

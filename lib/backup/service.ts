@@ -14,7 +14,6 @@ import type { ObjectStore } from './object-store.ts'
 import * as part from './parts.ts'
 import { text } from './pipeline.ts'
 import { type Progress, trackProgress } from './progress.ts'
-import { parts } from './state.ts'
 import { type BackupRun, newIdentity } from './store.ts'
 
 /** What a backup works with, inside the backup-service container. */
@@ -27,7 +26,11 @@ export type Service = {
   onProgress: (progress: Progress) => void
 }
 
-export type Found = Pick<Manifest, 'server' | 'clockOffsetSeconds' | 'tools'> & { catalog: Catalog }
+export type Found = Pick<Manifest, 'server' | 'clockOffsetSeconds' | 'tools'> & {
+  catalog: Catalog
+  /** Of the databases, in bytes. */
+  sizes: Record<string, number>
+}
 
 /** S3 refuses requests from 15 minutes off. */
 const MOST_CLOCK_OFFSET = 300
@@ -50,8 +53,8 @@ export async function preflight({ store, signal }: Service): Promise<Found> {
   const catalog = await readCatalog(store)
   const tools: Record<string, string> = { node: process.version }
   for (const [name, command] of Object.entries(TOOLS)) tools[name] = await text(command, { what: name, signal })
-  const server = await checkServer(Number(/ (\d+)/.exec(tools.pg_dump ?? '')?.[1]))
-  return { server, clockOffsetSeconds, tools, catalog }
+  const { server, sizes } = await checkServer(Number(/ (\d+)/.exec(tools.pg_dump ?? '')?.[1]))
+  return { server, clockOffsetSeconds, tools, catalog, sizes }
 }
 
 export async function newRun(
@@ -59,20 +62,15 @@ export async function newRun(
   found: Found,
 ): Promise<BackupRun> {
   const last = found.catalog.runs.find(({ manifest }) => manifest.complete)?.manifest
-  const expected = Object.fromEntries(
-    last ? parts(last).map(([, { key, storedBytes }]) => [nameOf(key), storedBytes]) : [],
-  )
   return {
     id: newRunId(started, hostname()),
     store,
     signal,
     recipients: config.backup.BACKUP_RECIPIENTS,
     own: await newIdentity(signal),
-    onProgress: trackProgress(expected, onProgress),
+    onProgress: trackProgress(part.expectedSizes(last, found.sizes), onProgress),
   }
 }
-
-const nameOf = (key: string) => key.split('/').pop() ?? key
 
 /**
  * Makes one backup: everything into the object store, all of it read back, the manifest last. A part that fails is named in
@@ -81,7 +79,7 @@ const nameOf = (key: string) => key.split('/').pop() ?? key
  */
 export async function backUp(service: Service, found: Found, run: BackupRun): Promise<Manifest> {
   const { log, store, signal, started } = service
-  const { catalog: _, ...about } = found
+  const { server, clockOffsetSeconds, tools } = found
   const failed: Manifest['failed'] = []
   async function attempt<T>(title: string, work: () => Promise<T>): Promise<T | undefined> {
     try {
@@ -134,8 +132,8 @@ export async function backUp(service: Service, found: Found, run: BackupRun): Pr
   const ended = new Date().toISOString()
   const manifest = manifestSchema.parse({
     ...{ schema: 1, run: run.id, host: hostname(), started: started.toISOString(), ended },
-    ...{ complete: failed.length === 0, failed, commit: process.env.KGC_COMMIT ?? '', ...about },
-    ...{ recipients: run.recipients, databases, ...others },
+    ...{ complete: failed.length === 0, failed, commit: process.env.KGC_COMMIT ?? '' },
+    ...{ server, clockOffsetSeconds, tools, recipients: run.recipients, databases, ...others },
     verified: { read: failed.length === 0, at: ended, seconds: (performance.now() - reading) / 1000 },
   })
   await log.step('Manifest', () => writeJson(run, MANIFEST, manifest), 'whole')

@@ -121,9 +121,9 @@ ${volumes.length > 0 ? sh`docker volume rm ${volumes} > /dev/null`.shell : ''}`)
 export const psql = (container: string, database: string, sql: string): Command =>
   sh`docker exec ${container} psql -U postgres -XAtq -v ON_ERROR_STOP=1 -d ${database} -c ${sql}`
 
-/** Exact rows of every table, as lines `schema.table|rows`. */
+/** Exact rows of every table itself, as lines `schema.table|rows`. */
 export const COUNT_ROWS = `SELECT format('%I.%I', schemaname, tablename) || '|' ||
-  (xpath('/row/n/text()', query_to_xml(format('SELECT count(*) AS n FROM %I.%I', schemaname, tablename), false, true, '')))[1]
+  (xpath('/row/n/text()', query_to_xml(format('SELECT count(*) AS n FROM ONLY %I.%I', schemaname, tablename), false, true, '')))[1]
   FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1`
 
 /** Where the rows differ, as lines for a reader. */

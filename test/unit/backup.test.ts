@@ -1,12 +1,13 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { newRunId, parseManifest } from '../../lib/backup/manifest.ts'
+import { type Manifest, newRunId, parseManifest } from '../../lib/backup/manifest.ts'
 import { partSizeFor } from '../../lib/backup/object-store.ts'
 import { explainS3 } from '../../lib/backup/object-store-errors.ts'
-import { dumpCommand } from '../../lib/backup/parts.ts'
+import { dumpCommand, dumpOf, expectedSizes } from '../../lib/backup/parts.ts'
 import { output, text } from '../../lib/backup/pipeline.ts'
 import { describeProgress, trackProgress } from '../../lib/backup/progress.ts'
-import { type KnownRun, runsToRemove } from '../../lib/backup/retention.ts'
+import { parseProgress, progressLine } from '../../lib/backup/remote.ts'
+import { type KnownRun, minimumCharge, runsToRemove } from '../../lib/backup/retention.ts'
 import { isDue, isRestoreTestDue, lastDueTime, metrics } from '../../lib/backup/state.ts'
 import { validate } from '../../lib/config.ts'
 import { script, sh } from '../../lib/shell.ts'
@@ -119,6 +120,22 @@ test('parts are large enough for the largest stream that S3 takes', () => {
   for (const size of [1e9, 1e11, 4e12]) assert.ok(size / partSizeFor(size) <= 9000 / 1.19)
 })
 
+test('the parts of a dump are as large as its database needs', () => {
+  const largest = { name: 'kgc', about: { size: 4e12, snapshot: '1' } } as Parameters<typeof dumpOf>[0]
+  assert.is(dumpOf(largest).source.expected, 4e12)
+  assert.is(dumpOf(largest).object, 'kgc.dump.zst.age')
+})
+
+test('what is expected comes from the backup before, and at first from the size of the database', () => {
+  const stored = (key: string, storedBytes: number) => ({ key: `kgc/runs/1/${key}`, storedBytes })
+  const last = { databases: [{ name: 'kgc', ...stored('kgc.dump.zst.age', 77) }], redis: stored('redis.rdb', 5) }
+  const sizes = { kgc: 1000, twenty: 500 }
+  assert.equal(expectedSizes(undefined, sizes), { 'kgc.dump.zst.age': 200, 'twenty.dump.zst.age': 100 })
+  assert.equal(expectedSizes(last as unknown as Manifest, sizes), {
+    ...{ 'kgc.dump.zst.age': 77, 'twenty.dump.zst.age': 100, 'redis.rdb': 5 },
+  })
+})
+
 test('two runs never share a name, and names sort by time', () => {
   const first = newRunId(NOW, 'kgc')
   assert.match(first, /^20261123T013000Z-kgc-[0-9a-f]{6}$/)
@@ -181,6 +198,26 @@ test('progress has bytes, rate and what is left, of the part and of all', () => 
   const track = trackProgress({ kgc: 10 }, ({ part }) => told.push(part))
   for (let bytes = 1; bytes < 100; bytes++) track('kgc', bytes)
   assert.equal(told, ['kgc'])
+})
+
+test('progress passes through a line of output, and no other line is taken for it', () => {
+  const progress = {
+    ...{ part: 'kgc', stored: 5, expected: 10, seconds: 1.5 },
+    ...{ allStored: 5, allExpected: 20, allSeconds: 2 },
+  }
+  assert.equal(parseProgress(progressLine(progress)), progress)
+  assert.not.match(progressLine(progress), /\n/)
+  for (const line of ['', '✔ kgc 3 s', '{"error": 1}']) assert.is(parseProgress(line), undefined)
+})
+
+test('Wasabi charges for 90 days: said there, where less are kept, and nowhere else', () => {
+  assert.match(minimumCharge('https://s3.eu-central-1.wasabisys.com', 30) ?? '', /charges every object for 90 days/)
+  for (const [endpoint, days] of [
+    ['https://s3.eu-central-1.wasabisys.com', 90],
+    ['https://s3.example.com', 30],
+    ['https://s3.example.com/wasabisys.com', 30],
+  ] as const)
+    assert.is(minimumCharge(endpoint, days), undefined)
 })
 
 test('what S3 refuses is said in words, with what to check', () => {
