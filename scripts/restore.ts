@@ -1,15 +1,15 @@
 import { currentActor } from '../lib/actor.ts'
-import { catalogTable, readCatalog } from '../lib/backup/catalog.ts'
-import { openStore } from '../lib/backup/object-store.ts'
+import { showCatalog } from '../lib/backup/catalog.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook, WAIT_FLAG, waitSeconds } from '../lib/cli.ts'
 import { loadConfig, sshTarget } from '../lib/config.ts'
-import { EXIT } from '../lib/errors.ts'
+import { EXIT, type ExitCode } from '../lib/errors.ts'
 import type { Log } from '../lib/log.ts'
 import { rebuildServer } from '../lib/rebuild/rebuild.ts'
 import { redactor } from '../lib/redact.ts'
 import { parseVersion } from '../lib/release/release.ts'
 import { describeAside, drop, surveyAside, undo } from '../lib/restore/aside.ts'
 import { restoreCluster } from '../lib/restore/cluster.ts'
+import { completeCutOff } from '../lib/restore/cut-off.ts'
 import { restoreFromBackup } from '../lib/restore/from-backup.ts'
 import { readIdentities } from '../lib/restore/identity.ts'
 import { FILES } from '../lib/restore/names.ts'
@@ -17,7 +17,6 @@ import { restorePart, undoPart } from '../lib/restore/one-part.ts'
 import type { Session } from '../lib/restore/session.ts'
 import { taskOf } from '../lib/restore/task.ts'
 import { connect } from '../lib/ssh.ts'
-import { table } from '../lib/table.ts'
 import { parseTime, parseWhen } from '../lib/when.ts'
 
 /** All that the scripts which it runs want, so that nothing is found missing half way. */
@@ -104,6 +103,7 @@ await runbook(
     }
     try {
       const single = flags.queue ? 'queue' : flags.grafana ? 'grafana' : undefined
+      if (task !== 'status' && task !== 'time') await completeCutOff(session)
       if (when) await restoreCluster(session, when, flags['keep-side'])
       else if (backups && single)
         await restorePart(session, backups.objectStore, identities, single, { run: flags.run, before })
@@ -116,7 +116,7 @@ await runbook(
         })
       else {
         const aside = await log.step('Survey', () => surveyAside(server))
-        log.result(describeAside(aside.server, aside.clusters))
+        log.result(describeAside(aside.server, aside))
         const named = [...(databases ?? []), ...(flags.files ? [FILES] : [])]
         if (flags.drop !== undefined) await drop(session, aside, flags.drop)
         if (flags.undo) await undo(session, aside, named.length > 0 ? named : undefined)
@@ -128,13 +128,9 @@ await runbook(
   },
 )
 
-async function list(log: Log, env: string | undefined) {
+async function list(log: Log, env: string | undefined): Promise<ExitCode> {
   const { objectStore, secrets } = loadConfig(env, ['objectStore'])
   log.hide(redactor(secrets))
-  const store = await openStore(objectStore)
-  const catalog = await log.step('Read the manifests', () => readCatalog(store))
-  log.result(table(catalogTable(catalog)))
-  for (const { run, why } of catalog.unreadable) log.warn(`${run} cannot be read: ${why}`)
-  store.close()
+  await showCatalog(log, objectStore)
   return EXIT.done
 }

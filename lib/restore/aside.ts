@@ -8,6 +8,7 @@ import type { Found as Clusters } from '../pitr/server.ts'
 import { surveyPitr } from '../pitr/server.ts'
 import { table } from '../table.ts'
 import { undoCluster } from './cluster.ts'
+import { readExchange } from './cut-off.ts'
 import { exchange } from './exchange.ts'
 import { dropFiles, exchangeFilesBack } from './files.ts'
 import { besideName, FILES, findBeside, readStamp, stampOf } from './names.ts'
@@ -17,25 +18,38 @@ import { dropDatabase, type Swap } from './sql.ts'
 import { type Exchange, exchangeDatabases, together } from './swap.ts'
 
 /** What restores of either kind left. `server` is undefined when PostgreSQL does not answer. */
-export type Aside = { server: DatabaseServer | undefined; clusters: Clusters }
+export type Aside = {
+  server: DatabaseServer | undefined
+  clusters: Clusters
+  /** What works now, or was cut off. */
+  exchange?: Exchange | undefined
+}
 
 export async function surveyAside(host: Host): Promise<Aside> {
   const clusters = await surveyPitr(host)
-  return { clusters, server: clusters.live === 'down' ? undefined : await surveyDatabases(host) }
+  const [server, exchange] = await Promise.all([
+    clusters.live === 'down' ? undefined : surveyDatabases(host),
+    readExchange(host),
+  ])
+  return { clusters, server, exchange }
 }
 
 /**
  * What restores left on the server, for a person.
- * @param clusters what restores to a moment left, when they were looked for
+ * @param more what else there is, when it was looked for
  */
-export function describeAside(server: DatabaseServer | undefined, clusters?: Clusters): string {
+export function describeAside(server: DatabaseServer | undefined, more?: Omit<Aside, 'server'>): string {
   const rows = [
     ...(server ? rowsBeside(server) : []),
-    ...(clusters ? clustersAside(clusters) : []).map(({ name, since, what }) => [name, readIso(since), '', what]),
+    ...(more ? clustersAside(more.clusters) : []).map(({ name, since, what }) => [name, readIso(since), '', what]),
   ]
-  return rows.length === 0
-    ? 'Restores left nothing on the server.'
-    : table([['name', 'since', 'size', 'what it is'], ...rows])
+  const left =
+    rows.length === 0
+      ? 'Restores left nothing on the server.'
+      : table([['name', 'since', 'size', 'what it is'], ...rows])
+  return more?.exchange
+    ? `${left}\nThe exchange of ${more.exchange.what} works now, or was cut off half way: then the next restore or undo completes it first.`
+    : left
 }
 
 const readIso = (at: string) => at && `${at.slice(0, 19).replace('T', ' ')} UTC`

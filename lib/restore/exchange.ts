@@ -5,7 +5,7 @@ import type { Log } from '../log.ts'
 import type { Front } from '../settings.ts'
 import { databaseChecks, httpChecks } from '../smoke/checks.ts'
 import { type Check, type CheckResult, describeCheck, runChecks } from '../smoke/smoke.ts'
-import { type Exchange, swap } from './swap.ts'
+import { type Exchange, reversed, swap } from './swap.ts'
 
 /** A front door that has just learned of a restarted application may need a moment. */
 const TRIES = 5
@@ -25,7 +25,7 @@ export async function exchange(host: Host, log: Log, front: Front, dryRun: boole
     await log.step('Smoke tests', () => smoke(checks, before, log))
   } catch (error) {
     await log
-      .step('Swap back', () => swap(host, { ...what, forward: what.back, back: what.forward }), 'always')
+      .step('Swap back', () => swap(host, reversed(what)), 'always')
       .catch((failure) => {
         throw new Stop(
           `${messageOf(error)}\nSwapping back failed, too: ${messageOf(failure)}`,

@@ -1,16 +1,14 @@
 import { FILE_PATHS } from '../backup/files.ts'
 import type { Manifest } from '../backup/manifest.ts'
 import type { Host } from '../host.ts'
-import { ROOT } from '../layout.ts'
+import { BACKUP_FOLDER, BACKUP_SERVICE, ROOT } from '../layout.ts'
 import type { Log } from '../log.ts'
 import { type Command, quote, script } from '../shell.ts'
-import { BACKUP_SERVICE } from './server.ts'
+import { exchangeContent, WHOLE } from './folders.ts'
 import { type Exchange, writersOf } from './swap.ts'
 
 /** Files are restored and set aside in hidden folders of the volumes themselves, so that renaming is enough to exchange them. */
 const HIDDEN = '.files_'
-/** In a folder of set-aside files: everything is in it. Without it, the move that filled it was cut off. */
-const WHOLE = '.whole'
 /** 50 GB at 1 Gbit/s take 7 minutes; the rest is room. */
 const LONGEST_SECONDS = 4 * 3600
 
@@ -43,11 +41,12 @@ rm -rf ${target}
 restic --quiet --no-lock --cache-dir /var/lib/backup/restic-cache -o s3.bucket-lookup=path \${S3_CA_FILE:+--cacert "$S3_CA_FILE"} \\
   -r "s3:$S3_ENDPOINT/$S3_BUCKET/${files.repository}" restore ${files.snapshot} --verify --include "$path" --target ${target}
 mkdir -p "${target}$path"
+touch "${target}$path/${WHOLE}"
 mv "${target}$path" ${restoredFolder(stamp)}
 rm -rf ${target}`
   const program = `eval "$(cat)"; export AWS_ACCESS_KEY_ID="$S3_ACCESS_KEY_ID" AWS_SECRET_ACCESS_KEY="$S3_SECRET_ACCESS_KEY" AWS_DEFAULT_REGION="$S3_REGION"
 ${each(one)}`
-  const more = `-i --network kgc_egress-net --volume ${ROOT}:/data/server:ro --volume ${ROOT}/state/backup:/var/lib/backup`
+  const more = `-i --network kgc_egress-net --volume ${ROOT}:/data/server:ro --volume ${ROOT}/${BACKUP_FOLDER}:/var/lib/backup`
   await log.step(`Restore ${files.files} files beside`, () =>
     host.write(
       script(
@@ -58,16 +57,9 @@ ${each(one)}`
   )
 }
 
-/** What is in a volume goes to one folder of it, and what is in another comes instead. Can be repeated when it was cut off. */
-const exchangeFolders = (from: string, to: string) =>
-  inVolumes(
-    each(`if [ -d ${from} ]; then
-  [ -e ${to}/${WHOLE} ] || { mkdir -p ${to}; find . -mindepth 1 -maxdepth 1 ! -name '${HIDDEN}*' -exec mv -t ${to} {} +; touch ${to}/${WHOLE}; }
-  rm -f ${from}/${WHOLE}
-  find ${from} -mindepth 1 -maxdepth 1 -exec mv -t . {} +
-  rmdir ${from}
-fi`),
-  )
+const exchangeIn = (from: string, to: string) => exchangeContent(from, to, `! -name '${HIDDEN}*'`)
+const removeContainer = 'docker rm -f kgc-restore-files > /dev/null 2>&1 || true'
+const exchangeFolders = (from: string, to: string) => `${removeContainer}\n${inVolumes(each(exchangeIn(from, to)))}`
 
 /** The restored files take the place of those that serve, which are kept. */
 export const exchangeFiles = (stamp: string): Exchange => ({
@@ -84,19 +76,22 @@ export const exchangeFilesBack = (old: string, stamp: string): Exchange => ({
   back: exchangeFolders(oldFolder(stamp), oldFolder(old)),
 })
 
-/** Ends an exchange that a power failure cut off, in the direction in which it was, and removes what is not whole. */
-export const removeFileLeftovers: Command = script(
-  `docker rm -f kgc-restore-files > /dev/null 2>&1 || true
-${inVolumes(
-  each(`rm -rf ${HIDDEN}partial
+/**
+ * Removes what was restored and never served, in the working folder. A half done exchange that nothing was written down
+ * about, as `completeCutOff` needs it, is completed or, when not all that served was set aside, taken back.
+ */
+export const mendFolder = `rm -rf ${HIDDEN}partial
 for from in ${HIDDEN}restore_*; do
   [ -d "$from" ] || continue
   to=${HIDDEN}old_\${from#${HIDDEN}restore_}
-  if [ -e "$to/${WHOLE}" ]; then find "$from" -mindepth 1 -maxdepth 1 -exec mv -t . {} +
-  elif [ -d "$to" ]; then find "$to" -mindepth 1 -maxdepth 1 -exec mv -t . {} +; rmdir "$to"; fi
+  if [ -e "$to/${WHOLE}" ]; then
+    ${exchangeIn('"$from"', '"$to"')}
+  else
+    ${exchangeIn('"$to"', '"$from"')}
+  fi
   rm -rf "$from"
-done`),
-)}`,
-)
+done`
+
+export const removeFileLeftovers: Command = script(`${removeContainer}\n${inVolumes(each(mendFolder))}`)
 
 export const dropFiles = (stamp: string): Command => script(inVolumes(each(`rm -rf ${oldFolder(stamp)}`)))

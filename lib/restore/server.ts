@@ -2,13 +2,11 @@ import { PassThrough, type Readable } from 'node:stream'
 import { BACKUP_STATE } from '../backup/lock.ts'
 import { EXIT, Stop } from '../errors.ts'
 import { CommandFailed, type Host } from '../host.ts'
-import { ROOT } from '../layout.ts'
+import { BACKUP_FOLDER, BACKUP_SERVICE, HELD_BY_ANOTHER, POSTGRES, ROOT } from '../layout.ts'
 import { type Command, quote, script, sh } from '../shell.ts'
 import { findBeside } from './names.ts'
 import { dropDatabase, identifier, literal, SURVEY } from './sql.ts'
 
-const POSTGRES = 'kgc-postgres-1'
-export const BACKUP_SERVICE = 'kgc-backup-service-1'
 /**
  * A container of its own to restore in. Never inside postgres' container: its first process is postgres itself, which
  * inherits every orphan there and takes one that a signal ended for a crashed server process: it then throws out everybody (seen).
@@ -112,17 +110,13 @@ export async function withWorkshop<T>(host: Host, work: () => Promise<T>): Promi
   }
 }
 
-const HELD_BY_ANOTHER = 75
-/** The folder in which backups have their lock: `BACKUP_STATE` in their own container. */
-const BACKUP_FOLDER = `${ROOT}/state/backup`
-
 const openWorkshop: Command = script(
-  `docker run --rm -i --init --name ${WORKSHOP} --network kgc_database-net --volume ${BACKUP_FOLDER}:${BACKUP_STATE} --cap-drop ALL --security-opt no-new-privileges --memory 1g --entrypoint flock "$(docker inspect -f '{{.Image}}' ${BACKUP_SERVICE})" -n -E ${HELD_BY_ANOTHER} ${BACKUP_STATE}/lock cat > /dev/null`,
+  `docker run --rm -i --init --name ${WORKSHOP} --network kgc_database-net --volume ${ROOT}/${BACKUP_FOLDER}:${BACKUP_STATE} --cap-drop ALL --security-opt no-new-privileges --memory 1g --entrypoint flock "$(docker inspect -f '{{.Image}}' ${BACKUP_SERVICE})" -n -E ${HELD_BY_ANOTHER} ${BACKUP_STATE}/lock cat > /dev/null`,
 )
 
 async function isBackupRunning(host: Host, error: unknown): Promise<Stop | undefined> {
   if (!(error instanceof CommandFailed) || error.result.code !== HELD_BY_ANOTHER) return undefined
-  const { stdout } = await host.probe(sh`cat ${`${BACKUP_FOLDER}/holder`}`)
+  const { stdout } = await host.probe(sh`cat ${`${ROOT}/${BACKUP_FOLDER}/holder`}`)
   return new Stop(`A backup is running: ${stdout.trim() || 'one that has just begun'}.`, ['Wait for it.'], EXIT.locked)
 }
 

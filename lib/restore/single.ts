@@ -1,8 +1,9 @@
 import type { Readable } from 'node:stream'
 import type { Manifest, Stored } from '../backup/manifest.ts'
 import type { Host } from '../host.ts'
+import { BACKUP_SERVICE } from '../layout.ts'
 import { type Command, quote, script } from '../shell.ts'
-import { BACKUP_SERVICE } from './server.ts'
+import { exchangeContent, WHOLE } from './folders.ts'
 import type { Exchange } from './swap.ts'
 
 /** What has a volume of its own that one program writes: restored by itself, not with the databases. */
@@ -14,7 +15,7 @@ type Single = {
   services: string[]
   /** What of the volume is exchanged, as a pattern; the rest of it stays. */
   items: string
-  /** Shell that makes the items in the folder .next from what comes on stdin, and proves them. */
+  /** Shell that makes the items in the folder .made from what comes on stdin, and proves them. */
   make: string
   owner: string
 }
@@ -30,7 +31,7 @@ const SINGLES: Record<SingleName, Single> = {
     volume: 'kgc_redis-queue-data',
     services: ['redis-queue', 'twenty', 'twenty-worker', 'chatwoot', 'chatwoot-sidekiq'],
     items: 'appendonlydir*',
-    make: `mkdir .next/appendonlydir && cd .next/appendonlydir
+    make: `mkdir .made/appendonlydir && cd .made/appendonlydir
 cat > appendonly.aof.1.base.rdb
 if tail -c 40 appendonly.aof.1.base.rdb | LC_ALL=C grep -qxE '[0-9a-f]{40}'; then truncate -s -40 appendonly.aof.1.base.rdb; fi
 redis-check-rdb appendonly.aof.1.base.rdb > /dev/null
@@ -42,15 +43,12 @@ echo 'file appendonly.aof.1.base.rdb seq 1 type b' > appendonly.aof.manifest`,
     volume: 'kgc_grafana-data',
     services: ['grafana'],
     items: 'grafana.db*',
-    make: `cat > .next/grafana.db
-[ "$(sqlite3 .next/grafana.db 'PRAGMA integrity_check')" = ok ]
-chmod 640 .next/grafana.db`,
+    make: `cat > .made/grafana.db
+[ "$(sqlite3 .made/grafana.db 'PRAGMA integrity_check')" = ok ]
+chmod 640 .made/grafana.db`,
     owner: '472:0',
   },
 }
-
-/** In the folder of what was set aside: everything is in it. Without it, the move that filled it was cut off. */
-const WHOLE = '.whole'
 
 /** A container of the backup's image with the volume. */
 const inVolume = (volume: string, text: string): Command =>
@@ -59,44 +57,38 @@ const inVolume = (volume: string, text: string): Command =>
   )
 
 /**
- * Makes what is restored beside what serves, and proves it. What an earlier restore set aside is removed, unless a power
- * failure left it as the only one.
+ * Makes what is restored beside what serves, and proves it. Then what an earlier restore set aside is removed.
  * @param packed what zstd packed
  */
 export function makeSingle(host: Host, name: SingleName, packed: Readable): Promise<string> {
-  const { volume, items, make, owner } = SINGLES[name]
-  const text = `if [ -d .before ]; then there=(${items}); [ \${#there[@]} -gt 0 ] || find .before -mindepth 1 -maxdepth 1 ! -name ${WHOLE} -exec mv -t . {} +; fi
-rm -rf .next .before && mkdir .next
+  const { volume, make, owner } = SINGLES[name]
+  const text = `rm -rf .made && mkdir .made
 zstd -dcq | {
 ${make}
 }
-chown -R ${owner} . .next`
+chown -R ${owner} .
+touch .made/${WHOLE}
+rm -rf .next .before`
   return host.write(inVolume(volume, text), { input: packed, timeout: LONGEST_SECONDS })
 }
 
-/** The restored one takes the place of what serves, which is kept until the next restore. */
-export function exchangeSingle(name: SingleName): Exchange {
+function exchangeWith(name: SingleName, from: string, to: string, before = ''): Exchange {
   const { volume, services, items } = SINGLES[name]
-  const move = (from: string, to: string) =>
-    inVolume(
-      volume,
-      `[ -d ${from} ] || exit 0
-[ -e ${to}/${WHOLE} ] || { mkdir -p ${to}; there=(${items}); [ \${#there[@]} = 0 ] || mv "\${there[@]}" ${to}; touch ${to}/${WHOLE}; }
-rm -f ${from}/${WHOLE}
-find ${from} -mindepth 1 -maxdepth 1 -exec mv -t . {} +
-rmdir ${from}`,
-    ).shell
-  return { what: name, services, forward: move('.next', '.before'), back: move('.before', '.next') }
+  const move = (one: string, other: string) => exchangeContent(one, other, `-name '${items}'`)
+  const inside = (text: string) => inVolume(volume, text).shell
+  return { what: name, services, forward: inside(`${before}${move(from, to)}`), back: inside(move(to, from)) }
 }
+
+/** What was made takes the place of what serves, which is kept until the next restore. */
+export const exchangeSingle = (name: SingleName): Exchange =>
+  exchangeWith(name, '.next', '.before', `[ ! -e .made/${WHOLE} ] || mv -T .made .next\n`)
 
 /** The exchange that brings back what the last one set aside; undefined when nothing was. */
 export async function undoSingle(host: Host, name: SingleName): Promise<Exchange | undefined> {
-  const exchange = exchangeSingle(name)
-  const { forward, back } = exchange
   const isKept = async (folder: string) =>
     (await host.probe(inVolume(SINGLES[name].volume, `[ -e ${folder}/${WHOLE} ]`))).code === 0
-  if (await isKept('.before')) return { ...exchange, forward: back, back: forward }
-  return (await isKept('.next')) ? exchange : undefined
+  if (await isKept('.before')) return exchangeWith(name, '.before', '.next')
+  return (await isKept('.next')) ? exchangeWith(name, '.next', '.before') : undefined
 }
 
 /** What is restored by itself, of what a backup has. */

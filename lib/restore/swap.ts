@@ -1,8 +1,9 @@
 import { compose } from '../compose.ts'
 import { EXIT, Stop } from '../errors.ts'
 import { CommandFailed, type Host } from '../host.ts'
+import { EXCHANGE, ROOT } from '../layout.ts'
 import { SECRETS } from '../secrets.ts'
-import { type Command, script, sh } from '../shell.ts'
+import { type Command, quote, script, sh } from '../shell.ts'
 import { PSQL } from './server.ts'
 import { reverse, type Swap, swapSql } from './sql.ts'
 
@@ -16,14 +17,15 @@ export const writersOf = (database: string): string[] =>
 const START_SECONDS = 300
 /** Stop, start, and the same again when it is exchanged back. */
 const LONGEST_SWAP_SECONDS = 900
-const OUTCOME = { notSwapped: 10, swappedBack: 11, notHealthy: 12 }
+const FILE = `${ROOT}/${EXCHANGE}`
+const OUTCOME = { notSwapped: 10, swappedBack: 11, notHealthy: 12, halfWay: 13 }
 
 /** Something that takes the place of what serves, while those who write to it are stopped. */
 export type Exchange = {
   /** For messages. */
   what: string
   services: string[]
-  /** Shell that does it, and that undoes it whether or not it was done. Each may be repeated. */
+  /** Shell that does it, and that undoes it wherever it was cut off. Each may be repeated. */
   forward: string
   back: string
 }
@@ -76,6 +78,12 @@ export async function swap(host: Host, exchange: Exchange): Promise<number> {
       ['npx tsx scripts/smoke-test.ts', 'Back to what served before: npx tsx scripts/restore.ts --undo'],
       EXIT.needsHuman,
     )
+  if (code === OUTCOME.halfWay)
+    throw new Stop(
+      `The exchange of ${what} is half done, and could be neither completed nor taken back:\n${said}`,
+      [`The next restore or undo tries again first. What it does is in ${ROOT}/${EXCHANGE} on the server.`],
+      EXIT.needsHuman,
+    )
   throw new Stop(
     `It is not known how the exchange of ${what} ended:\n${said}\nWhat served before serves, or what was restored, whole.`,
     ['See which: npx tsx scripts/restore.ts --status', 'npx tsx scripts/smoke-test.ts'],
@@ -86,9 +94,11 @@ export async function swap(host: Host, exchange: Exchange): Promise<number> {
 /**
  * `docker stop` is remembered: after a power failure in these seconds nothing would start by itself. Hence
  * `--restart always` meanwhile, which starts even such a container with dockerd (Docker, "Start containers automatically").
+ * What is being done is in a file meanwhile: it is what `completeCutOff` goes on with.
  */
-export const swapScript = ({ services, forward, back }: Exchange): Command =>
-  script(`
+export const swapScript = (exchange: Exchange): Command => {
+  const { services, forward, back } = exchange
+  return script(`
 # The connection may go; this goes on.
 trap '' HUP INT TERM PIPE
 running= names= sick=
@@ -113,6 +123,9 @@ stop() { [ -z "$names" ] || { docker update --restart always $names && docker st
 start() {
   [ -z "$names" ] || { (${compose(sh`up -d --no-recreate --wait --wait-timeout ${START_SECONDS}`).shell} $running) && docker update --restart unless-stopped $names > /dev/null; }
 }
+remember() { printf '%s\\n' "$1" > ${FILE}.next && sync ${FILE}.next && mv ${FILE}.next ${FILE}; }
+remember ${quote(JSON.stringify(exchange))} || exit ${OUTCOME.notSwapped}
+take_back() { remember ${quote(JSON.stringify(reversed(exchange)))}; }
 began=$(date +%s%N)
 stop
 code=0
@@ -121,15 +134,22 @@ then
   if ! start; then
     if [ -n "$sick" ]; then code=${OUTCOME.notHealthy}; else
       stop
+      take_back
       if ${back}
-      then code=${OUTCOME.swappedBack}; else code=${OUTCOME.notHealthy}; fi
+      then code=${OUTCOME.swappedBack}; else code=${OUTCOME.halfWay}; fi
       start
     fi
   fi
 else
-  code=${OUTCOME.notSwapped}
-  ${back}
+  take_back
+  if ${back}
+  then code=${OUTCOME.notSwapped}; else code=${OUTCOME.halfWay}; fi
   start
 fi
+[ $code = ${OUTCOME.halfWay} ] || rm ${FILE}
 echo "down $((($(date +%s%N) - began) / 1000000))"
 exit $code`)
+}
+
+/** What takes an exchange back. */
+export const reversed = ({ forward, back, ...rest }: Exchange): Exchange => ({ ...rest, forward: back, back: forward })
