@@ -6,13 +6,14 @@ import { login } from '../release/registry.ts'
 import { removeFileLeftovers } from '../restore/files.ts'
 import { openEncrypted } from '../restore/identity.ts'
 import { findBeside, stampOf } from '../restore/names.ts'
+import { restoreRoles } from '../restore/roles.ts'
 import { psql, removeLeftovers, surveyDatabases, withWorkshop } from '../restore/server.ts'
 import { singlesOf } from '../restore/single.ts'
 import { dropDatabase } from '../restore/sql.ts'
 import { sh } from '../shell.ts'
 import { markDone } from './blank.ts'
 import { clusterFromLog, leaveLog, startKeeper } from './log.ts'
-import { type On, restoreDatabase, restoreFiles, restoreRoles, restoreSingle } from './parts.ts'
+import { type On, restoreDatabase, restoreFiles, restoreSingle } from './parts.ts'
 import type { Rebuild } from './rebuild.ts'
 
 /** The first start of PostgreSQL makes the databases; the images come over the network. */
@@ -73,7 +74,7 @@ async function restoreDumps(
   const on: On = { host, log, stamp: stampOf(new Date()) }
   await withWorkshop(host, async () => {
     if (manifest.globals)
-      await once('roles', () => log.step('Restore roles', async () => restoreRoles(on, await open('roles'))))
+      await once('roles', () => log.step('Restore roles', async () => restoreRoles(host, await open('roles'))))
     for (const one of manifest.databases)
       await once(one.name, () => restoreDatabase(on, found, one, () => open(one.name)))
   })

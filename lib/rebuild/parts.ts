@@ -6,28 +6,12 @@ import type { Log } from '../log.ts'
 import { restoreBeside } from '../restore/beside.ts'
 import { dropFiles, exchangeFiles, inVolumes, restoredFolder, restoreFilesBeside } from '../restore/files.ts'
 import { besideName } from '../restore/names.ts'
-import { type DatabaseServer, inWorkshop, psql } from '../restore/server.ts'
+import { type DatabaseServer, psql } from '../restore/server.ts'
 import { exchangeSingle, makeSingle, type SingleName } from '../restore/single.ts'
 import { dropDatabase, swapSql } from '../restore/sql.ts'
-import { chain, quote, script } from '../shell.ts'
+import { chain, script } from '../shell.ts'
 
 export type On = { host: Host; log: Log; stamp: string }
-
-/** The passwords' hashes must not end up in the server's log or in pg_stat_statements. */
-const UNSEEN =
-  '-c log_statement=none -c log_min_duration_statement=-1 -c log_min_error_statement=panic -c pg_stat_statements.track=none'
-
-/**
- * Roles are made where they are missing; all get the passwords, rights and settings that they had. What pg_dumpall writes
- * is made so that it can be run again.
- */
-export const restoreRoles = ({ host }: On, dump: Readable): Promise<string> =>
-  host.write(
-    inWorkshop(
-      `zstd -dcq | sed -E ${quote(String.raw`s/^CREATE ROLE (.*);$/DO $role$ BEGIN CREATE ROLE \1; EXCEPTION WHEN duplicate_object THEN NULL; END $role$;/`)} | PGOPTIONS=${quote(UNSEEN)} psql -XqAt -v ON_ERROR_STOP=1 -d postgres > /dev/null`,
-    ),
-    { input: dump, timeout: 300 },
-  )
 
 /**
  * Restores a database, proves it as every restore does, and puts it in the place of the empty one that init-db.sh made. No

@@ -9,8 +9,8 @@ import { countLosses } from './beside.ts'
 import { localFree, withDownloads } from './fetch.ts'
 import { recipientsOf } from './identity.ts'
 import { FILES, stampOf } from './names.ts'
-import { assertPossible, describeChange, pickDatabases, pickFiles, pickRun } from './plan.ts'
-import { keepBeside, putInPlace, restoreAll } from './run.ts'
+import { assertPossible, describeChange, isElsewhere, pickDatabases, pickFiles, pickRun } from './plan.ts'
+import { keepBeside, putInPlace, ROLES, restoreAll } from './run.ts'
 import { surveyDatabases } from './server.ts'
 import { locked, type Session } from './session.ts'
 
@@ -58,7 +58,8 @@ export async function restoreFromBackup(
       else await confirmName(change, what, session.confirmed)
     }
     const title = `Restore of ${what} on ${server.name} from ${manifest.run}`
-    await withDownloads(log, store, wanted, (files) =>
+    const roles = isElsewhere(manifest, found) && manifest.globals ? [{ ...manifest.globals, name: ROLES }] : []
+    await withDownloads(log, store, [...roles, ...wanted], (files) =>
       locked(session, `restore of ${what}`, async (host) => {
         const run = { host, log, dryRun, files, identities, wanted, volumes, run: manifest.run, stamp }
         await restoreAll(run, async (sides) => {

@@ -32,6 +32,7 @@ export function pickRun(
 
 /**
  * @param names undefined for all
+ * @returns them in the order in which they were asked for, which is that of the name to type
  * @throws Stop (exit 2) when a name is not among the databases of the run
  */
 export function pickDatabases(manifest: Manifest, names: string[] | undefined): DatabaseBackup[] {
@@ -43,7 +44,8 @@ export function pickDatabases(manifest: Manifest, names: string[] | undefined): 
       ['npx tsx scripts/restore.ts --list'],
       EXIT.usage,
     )
-  return manifest.databases.filter(({ name }) => names === undefined || names.includes(name))
+  if (names === undefined) return manifest.databases
+  return [...new Set(names)].flatMap((wanted) => manifest.databases.filter(({ name }) => name === wanted))
 }
 
 /** @throws Stop (exit 2) when the files are wanted and the run has none */
@@ -71,6 +73,10 @@ export function assertPossible(...args: Parameters<typeof obstacles>): void {
     throw new Stop(`${problems.join('\n')}\nNothing was touched.`, ['npx tsx scripts/restore.ts --list'])
 }
 
+/** Whether the server, or its whole cluster, is a new one since the backup: its roles are then restored, too. */
+export const isElsewhere = (manifest: Manifest, found: DatabaseServer): boolean =>
+  manifest.server.systemIdentifier !== found.system
+
 /**
  * What makes a restore impossible, all of it at once; empty when nothing does.
  */
@@ -90,7 +96,7 @@ export function obstacles(
     problems.push(
       `The backup is of PostgreSQL ${major(manifest.server.versionNum)}, and the server has ${major(found.version)}: an older one cannot read it.`,
     )
-  if (manifest.server.systemIdentifier !== found.system && !otherServer)
+  if (isElsewhere(manifest, found) && !otherServer)
     problems.push(
       `The backup is of another server: ${manifest.host}, system ${manifest.server.systemIdentifier}; this one is ${found.system}. When that is meant: --other-server.`,
     )
@@ -99,7 +105,8 @@ export function obstacles(
     wanted.map(({ owner }) => owner),
     found.roles,
   )
-  if (roles.length > 0) problems.push(`The server does not have these roles: ${roles.join(', ')}.`)
+  if (roles.length > 0 && !(isElsewhere(manifest, found) && manifest.globals))
+    problems.push(`The server does not have these roles: ${roles.join(', ')}.`)
   const extensions = missing(
     wanted.flatMap((one) => Object.keys(one.extensions)),
     found.extensions,

@@ -5,12 +5,17 @@ import type { Log } from '../log.ts'
 import type { Front } from '../settings.ts'
 import { chain } from '../shell.ts'
 import { restoreBeside } from './beside.ts'
+import { unlessHalfDone } from './cut-off.ts'
 import { exchange } from './exchange.ts'
 import { exchangeFiles, removeFileLeftovers, restoreFilesBeside } from './files.ts'
 import { openEncrypted } from './identity.ts'
 import { besideName } from './names.ts'
+import { restoreMissingRoles } from './roles.ts'
 import { keepCopy, removeLeftovers, surveyDatabases, withWorkshop } from './server.ts'
 import { exchangeDatabases, together } from './swap.ts'
+
+/** Where the dump of the roles is among the downloaded files, when they are to be restored. */
+export const ROLES = 'roles'
 
 export type Restore = {
   host: Host
@@ -44,8 +49,15 @@ export async function restoreAll(restore: Restore, then: (sides: Record<string, 
   let isProven = false
   try {
     await withWorkshop(host, async () => {
+      const roles = files[ROLES]
+      if (roles)
+        await log.step('Roles that are missing', async () =>
+          restoreMissingRoles(host, await openEncrypted(roles, identities)),
+        )
+      // A new cluster's databases have no settings of their own to keep.
+      const keeps = roles ? { ...found, databases: [] } : found
       for (const one of wanted)
-        await restoreBeside({ host, log, found, dryRun }, one, sides[one.name] ?? '', () =>
+        await restoreBeside({ host, log, found: keeps, dryRun }, one, sides[one.name] ?? '', () =>
           openEncrypted(files[one.name] ?? '', identities),
         )
       if (volumes) await restoreFilesBeside(host, log, volumes, stamp)
@@ -56,7 +68,10 @@ export async function restoreAll(restore: Restore, then: (sides: Record<string, 
     await log
       .step(
         'Remove what was made',
-        () => host.write(chain(removeLeftovers(Object.values(sides)), removeFileLeftovers), { timeout: 300 }),
+        () =>
+          host.write(unlessHalfDone(chain(removeLeftovers(Object.values(sides)), removeFileLeftovers)), {
+            timeout: 300,
+          }),
         'always',
       )
       .catch((failure) => log.warn(`The next restore removes it. ${messageOf(failure)}`))

@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { chmodSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -20,6 +21,7 @@ import {
   pickDatabases,
   pickRun,
 } from '../../lib/restore/plan.ts'
+import { ONLY_MISSING } from '../../lib/restore/roles.ts'
 import type { DatabaseServer } from '../../lib/restore/server.ts'
 import { createBeside, giveProperties, identifier, literal, reverse, swapSql } from '../../lib/restore/sql.ts'
 import { exchangeDatabases, swapScript, writersOf } from '../../lib/restore/swap.ts'
@@ -113,6 +115,10 @@ test('refuses a run and a database that are not there, and names those that are'
   assert.equal(
     pickDatabases(RUNS[0] as Manifest, undefined).map(({ name }) => name),
     ['kgc', 'twenty'],
+  )
+  assert.equal(
+    pickDatabases(RUNS[0] as Manifest, ['twenty', 'kgc', 'twenty']).map(({ name }) => name),
+    ['twenty', 'kgc'],
   )
 })
 
@@ -239,6 +245,34 @@ test('stops the services that have the password of the database, and no others',
     swapScript(exchangeDatabases([SWAP])).shell,
     /for service in kgc-backend-blue kgc-backend-green kgc-migrate; do/,
   )
+})
+
+test('of the roles of a backup, only those that are missing are made, with what they are members of', () => {
+  const there = join(folder, 'there')
+  writeFileSync(there, 'postgres\nkgc\n"Odd name"\n')
+  const kept = [
+    'CREATE ROLE kgc_x;',
+    "ALTER ROLE kgc_x WITH LOGIN PASSWORD 'SCRAM';",
+    'GRANT kgc TO kgc_x GRANTED BY postgres;',
+  ]
+  const dump = [
+    ...[
+      'CREATE ROLE kgc;',
+      'ALTER ROLE kgc WITH NOLOGIN;',
+      'ALTER ROLE "Odd name" WITH LOGIN;',
+      'CREATE ROLE postgres;',
+    ],
+    ...['SET client_encoding = 1;', 'GRANT kgc_x TO kgc GRANTED BY postgres;', ...kept],
+  ]
+  const { stdout } = spawnSync('awk', [ONLY_MISSING, there, '-'], { input: `${dump.join('\n')}\n`, encoding: 'utf8' })
+  assert.equal(stdout.trim().split('\n'), kept)
+})
+
+test('a role that is missing is no obstacle where the roles are restored, too', () => {
+  const globals = database('roles')
+  const run = { ...(RUNS[1] as Manifest), globals }
+  const other = { ...AT_HAND, otherServer: true }
+  assert.equal(obstacles(run, [database('kgc')], server({ system: '78', roles: [] }), other), [])
 })
 
 test('quotes names and texts for SQL', () => {
