@@ -13,32 +13,65 @@ import { isUbuntu, SYSTEM } from './system.ts'
 const LABEL = 'kgc.rehearsal.hash'
 const BUILD_SECONDS = 900
 
-/** Builds every image whose sources changed since the last time. */
-export async function buildImages(log: Log): Promise<void> {
-  const wanted = images.filter(({ system = SYSTEM }) => system === SYSTEM)
-  for (const suite of [...new Set(wanted.flatMap(({ suites }) => suites))]) {
-    if (!(await labelOf(baseName(suite)))) await log.step(`Base image of ${suite}`, () => makeBase(log, suite))
+/** apt and dpkg use one core, and wait for the network and the disk: with two at once a bare machine was ready in 8 min 0 s, not 9 min 38 s (2 cores). */
+const AT_ONCE = 3
+
+/**
+ * Builds every image whose sources changed since the last time.
+ * @param machine those of the virtual machine as well
+ */
+export async function buildImages(log: Log, { machine = false } = {}): Promise<void> {
+  const wanted = images.filter((image) => (image.system ?? SYSTEM) === SYSTEM && (machine || !image.machine))
+  const suites = [...new Set(wanted.flatMap((image) => image.suites))]
+  await makeBases(log, suites)
+  const found = await inspect([...suites.map(baseName), ...wanted.map(localName)])
+  const ids = new Map([...found].map(([name, { id }]) => [name, Promise.resolve(id)]))
+  // What an image starts from comes before it in the list, so it is built, or being built, when its turn comes.
+  await inLanes(wanted, (image) => {
+    const id = bringUpToDate(log, image, ids, found.get(localName(image)))
+    ids.set(localName(image), id)
+    return id
+  })
+}
+
+/** Works on all of them, in their order. */
+async function inLanes<T>(items: T[], work: (item: T) => Promise<unknown>): Promise<void> {
+  const queue = [...items]
+  const lane = async () => {
+    for (let item = queue.shift(); item !== undefined; item = queue.shift()) await work(item)
   }
-  for (const image of wanted) {
-    const context = await prepareContext(image)
-    try {
-      const hash = await hashOf(image, context)
-      if ((await labelOf(localName(image))) !== hash)
-        await log.step(`Image ${image.name}`, () => buildImage(image, context, hash))
-    } finally {
-      rmSync(context, { recursive: true })
-    }
+  await Promise.all(Array.from({ length: AT_ONCE }, lane))
+}
+
+/** @returns the image's id, of which those depend that start from it */
+async function bringUpToDate(log: Log, image: Image, ids: Map<string, Promise<string>>, found?: Found) {
+  const context = await prepareContext(image)
+  try {
+    const parents = await Promise.all(parentsOf(image, context).map((name) => ids.get(name)))
+    const hash = hashOf(image, parents, context)
+    if (found?.hash === hash) return found.id
+    return await log.step(`Image ${image.name}`, () => buildImage(image, context, hash))
+  } finally {
+    rmSync(context, { recursive: true })
   }
 }
 
+/** The images that a Dockerfile starts from. */
+const parentsOf = ({ buildArgs }: Image, context: string): string[] =>
+  [...readFileSync(join(context, 'Dockerfile'), 'utf8').matchAll(/^FROM (\S+)/gm)].map(([, name = '']) =>
+    name.replace(/\$\{(\w+)\}/, (_, arg) => buildArgs?.[arg] ?? ''),
+  )
+
 /** Pushes what the server pulls into the registry, unless the same is there. */
 export async function pushImages(): Promise<void> {
-  for (const image of images.filter(({ where }) => where !== 'here')) {
+  const wanted = images.filter(({ where }) => where !== 'here')
+  const found = await inspect(wanted.map(localName))
+  await inLanes(wanted, async (image) => {
+    if (found.get(localName(image))?.digests.includes((await registryDigest(image)) ?? 'nothing')) return
     const name = `${PUSH_ADDRESS}/${registryPath(image)}`
     await docker(sh`tag ${localName(image)} ${name}`)
-    const digests = await docker(sh`image inspect -f ${'{{json .RepoDigests}}'} ${name}`)
-    if (!digests.includes((await registryDigest(image)) ?? 'nothing')) await docker(sh`push -q ${name}`, 300)
-  }
+    await docker(sh`push -q ${name}`, 300)
+  })
 }
 
 /** The name of an image on this machine: never one that its owner uses too. */
@@ -61,9 +94,29 @@ async function registryDigest(image: Image): Promise<string | undefined> {
   return answer.headers.get('docker-content-digest') ?? undefined
 }
 
-async function labelOf(name: string): Promise<string> {
-  const { stdout } = await local.probe(sh`docker image inspect -f ${`{{index .Config.Labels "${LABEL}"}}`} ${name}`)
-  return stdout.trim()
+type Found = { id: string; hash: string; digests: string }
+
+/** What is known of each image that is there, by name. One question for all: 40 of them took 2 s. */
+async function inspect(names: string[]): Promise<Map<string, Found>> {
+  const format = `{{.Id}} {{index .Config.Labels "${LABEL}"}} {{json .RepoDigests}} {{json .RepoTags}}`
+  const { stdout } = await local.probe(sh`docker image inspect -f ${format} ${names}`)
+  const found = new Map<string, Found>()
+  for (const line of stdout.trim().split('\n')) {
+    const [id = '', hash = '', digests = '', tags = '[]'] = line.split(' ')
+    for (const tag of JSON.parse(tags) as string[]) found.set(tag.replace(/:latest$/, ''), { id, hash, digests })
+  }
+  return found
+}
+
+async function makeBases(log: Log, suites: string[]): Promise<void> {
+  const found = await inspect(suites.map(baseName))
+  const missing = suites.filter((suite) => !found.has(baseName(suite)))
+  if (missing.length > 0 && (await local.probe(sh`command -v debootstrap`)).code !== 0)
+    await install(log, ['debootstrap'])
+  const make = (suite: string) => log.step(`Base image of ${suite}`, () => makeBase(log, suite))
+  await Promise.all(missing.filter((suite) => !isUbuntu(suite)).map(make))
+  // Ubuntu's key comes out of a package of Debian.
+  for (const suite of missing.filter(isUbuntu)) await make(suite)
 }
 
 /** Docker Hub's Debian or Ubuntu where it can be reached, else a fresh one made from their packages. */
@@ -77,7 +130,6 @@ async function makeBase(log: Log, suite: string): Promise<void> {
     await docker(sh`rm ${container}`)
     return
   }
-  if ((await local.probe(sh`command -v debootstrap`)).code !== 0) await install(log, ['debootstrap'])
   log.say('  Docker Hub is out of reach; made with debootstrap')
   await local.read(
     script(`
@@ -128,27 +180,23 @@ async function prepareContext(image: Image): Promise<string> {
   return context
 }
 
-async function hashOf(image: Image, context: string): Promise<string> {
+function hashOf(image: Image, parents: (string | undefined)[], context: string): string {
   const hash = createHash('sha256').update(JSON.stringify(image.buildArgs ?? {}))
   for (const name of readdirSync(context, { recursive: true }).map(String).sort()) {
     const file = join(context, name)
     const { mode } = statSync(file)
     if (statSync(file).isFile()) hash.update(`${name} ${mode}\n`).update(readFileSync(file))
   }
-  const parents = [...readFileSync(join(context, 'Dockerfile'), 'utf8').matchAll(/^FROM (\S+)/gm)].map(
-    ([, name = '']) => name.replace(/\$\{(\w+)\}/, (_, arg) => image.buildArgs?.[arg] ?? ''),
-  )
-  for (const parent of parents) {
-    hash.update((await local.probe(sh`docker image inspect -f ${'{{.Id}}'} ${parent}`)).stdout)
-  }
+  for (const parent of parents) hash.update(`${parent}\n`)
   return hash.digest('hex').slice(0, 16)
 }
 
 /** Without BuildKit: the client's plugin for it is missing on many machines, and every client still has the old builder. */
-async function buildImage(image: Image, context: string, hash: string): Promise<void> {
+async function buildImage(image: Image, context: string, hash: string): Promise<string> {
   const args = Object.entries(image.buildArgs ?? {}).flatMap(([name, value]) => ['--build-arg', `${name}=${value}`])
-  await local.read(
+  const id = await local.read(
     sh`DOCKER_BUILDKIT=0 docker build --quiet --rm --force-rm --label ${`${LABEL}=${hash}`} ${args} --tag ${localName(image)} ${context}`,
     { timeout: BUILD_SECONDS },
   )
+  return id.split('\n').pop() ?? ''
 }

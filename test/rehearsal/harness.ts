@@ -14,7 +14,7 @@ import { connectAs, removeServer } from './server.ts'
 import { playCloudflare } from './setup.ts'
 
 export const ENV_FILE = inState('.env')
-const LONGEST_SCRIPT_MS = 15 * 60_000
+const LONGEST_SCRIPT_MS = 30 * 60_000
 
 export type Run = { code: number | null; stdout: string; stderr: string; seconds: number }
 
@@ -52,6 +52,35 @@ export function startScript(
     })
   })
   return { child, output, ended }
+}
+
+/** What a person sees at a terminal who types `typed` when the script asks. */
+export function onTerminal(
+  name: string,
+  args: string[],
+  question: RegExp,
+  typed: string,
+): Promise<{ code: number | null; shown: string }> {
+  const command = `${process.execPath} --import tsx scripts/${name}.ts --env ${ENV_FILE} ${args.join(' ')}`
+  const child = spawn('script', ['-qec', command, '/dev/null'], {
+    cwd: PROJECT_DIR,
+    env: { ...process.env, CI: '', GITHUB_ACTIONS: '' },
+    timeout: 60_000,
+  })
+  let shown = ''
+  let isTyped = false
+  child.stdout.on('data', (chunk) => {
+    shown += chunk
+    if (isTyped || !question.test(shown)) return
+    isTyped = true
+    child.stdin.write(`${typed}\r`)
+  })
+  return new Promise((resolve) => {
+    child.on('close', (code) => {
+      printed.push(shown)
+      resolve({ code, shown })
+    })
+  })
 }
 
 /** What both streams said, for a failure message. */

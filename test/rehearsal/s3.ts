@@ -43,15 +43,25 @@ export const ageRecipient = () => /age1\w+/.exec(readFileSync(AGE_IDENTITY, 'utf
 
 /** Starts the S3 server and makes the bucket, with object lock. Its objects are in a volume and outlive its container. */
 export async function startS3(): Promise<void> {
-  if (!(await running(S3.container))) {
-    await local.probe(sh`docker rm -f ${S3.container}`)
-    await docker(
-      sh`run -d --name ${S3.container} ${OWNER} --network ${NETWORKS.main.name} --ip ${S3.address} --volume ${`${S3.container}:/var/lib/ceph`} --volume ${`${inState('s3')}:/config:ro`} ${`${IMAGES}/s3`}`,
-    )
-  }
+  if (!(await running(S3.container))) await runS3()
   const answers = sh`curl -sS -o /dev/null -m 3 --cacert ${inState('ca.pem')} ${S3.endpoint}`
-  await until(async () => (await local.probe(answers)).code === 0, 'the S3 server', 180)
+  const isUp = () => until(async () => (await local.probe(answers)).code === 0, 'the S3 server', 120)
+  await isUp().catch(async (error) => {
+    // Seen twice on a busy machine: at its very first start Ceph refused the disk that it had just made ("wrong fsid").
+    if ((await local.probe(sh`docker exec ${S3.container} test -e /var/lib/ceph/ready`)).code === 0) throw error
+    await local.probe(sh`docker rm -f ${S3.container}`)
+    await local.probe(sh`docker volume rm ${S3.container}`)
+    await runS3()
+    await isUp()
+  })
   await makeBucket(S3.bucket)
+}
+
+async function runS3(): Promise<void> {
+  await local.probe(sh`docker rm -f ${S3.container}`)
+  await docker(
+    sh`run -d --name ${S3.container} ${OWNER} --network ${NETWORKS.main.name} --ip ${S3.address} --volume ${`${S3.container}:/var/lib/ceph`} --volume ${`${inState('s3')}:/config:ro`} ${`${IMAGES}/s3`}`,
+  )
 }
 
 async function makeBucket(name: string): Promise<void> {

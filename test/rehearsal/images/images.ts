@@ -24,6 +24,8 @@ export interface Image {
   system?: System
   /** Program in ../stand-in, bundled as app.cjs into the build context. */
   standIn?: string
+  /** Only for the tests on a virtual machine. */
+  machine?: true
   /** Its program is scripts/backup.ts, bundled as production's is. */
   bundles?: true
   buildArgs?: Readonly<Record<string, string>>
@@ -72,6 +74,14 @@ export const images: readonly Image[] = [
   { folder: 'prometheus', where: 'hub', name: 'prom/prometheus:v3.15.0', suites: ['forky'] },
   { folder: 'alertmanager', where: 'hub', name: 'prom/alertmanager:v0.34.0', suites: ['forky'] },
   { folder: 'grafana', where: 'hub', name: 'grafana/grafana:13.2.3', suites: ['forky'], standIn: 'grafana.ts' },
+  { folder: 'machine', where: 'here', name: 'kgc-rehearsal/machine', suites: ['trixie', 'bookworm'], machine: true },
+  {
+    folder: 'machine-packages',
+    where: 'here',
+    name: 'kgc-rehearsal/machine-packages',
+    suites: ['bookworm', 'forky'],
+    machine: true,
+  },
   {
     folder: 'postgres-exporter',
     where: 'hub',
@@ -87,6 +97,7 @@ export const images: readonly Image[] = [
     { VERSION: 'v2' },
     { VERSION: 'v3-unhealthy', BEHAVIOR: 'unhealthy' },
     { VERSION: 'v4-broken', BEHAVIOR: 'broken' },
+    { VERSION: 'v5-slow', WARMUP_MS: '3000' },
   ].flatMap((buildArgs): Image[] => [
     {
       folder: 'backend',
