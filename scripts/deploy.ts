@@ -66,11 +66,7 @@ await runbook(
             if (!flags.stack && !dryRun) showDrift(log, await findDrift(host), false)
           },
           async prepare(host, found, note) {
-            if (dryRun) {
-              log.result(`# release ${found.active?.version ?? 'none'} -> ${version}`)
-              for (const image of Object.values(images)) log.result(`#   ${image}`)
-              log.result(await diffFiles(local, found.commit, commit.hash))
-            }
+            if (dryRun) log.result(await diffFiles(local, found.commit, commit.hash))
             await log.step(`Files of ${short}`, () =>
               bringFiles(host, commit.hash, found, () => sendCommit(local, host, commit.hash, found.commit)),
             )
@@ -81,14 +77,15 @@ await runbook(
                 host.write(pullImages(images, version), { timeout: 900 }),
               ]),
             )
-            const missing = services.filter((service) => found.containers[service] !== 'running')
-            if (missing.length > 0)
-              await log.step('Start what does not run', () => startStack(log, host, found, missing))
+            // Before what is new starts: that may need the others as they are to be.
             if ((flags.stack || dryRun) && found.commit) {
               const drift = mergeDrift(await findDrift(host), dryRun ? await plannedDrift(host, found.commit) : [])
               showDrift(log, drift, flags.stack)
               if (flags.stack && drift.length > 0) await applyStack(log, host, drift)
             }
+            const missing = services.filter((service) => found.containers[service] !== 'running')
+            if (missing.length > 0)
+              await log.step('Start what does not run', () => startStack(log, host, found, missing))
             await migrate({ host, log, note, command: config.release.MIGRATE_COMMAND, image: images.backend })
           },
         }),

@@ -9,6 +9,7 @@ import { redactor } from '../lib/redact.ts'
 import { changeRelease } from '../lib/release/change.ts'
 import { hasCommit } from '../lib/release/checkout.ts'
 import { bringFiles } from '../lib/release/files.ts'
+import { diffFiles } from '../lib/release/plan.ts'
 import { pullImages } from '../lib/release/registry.ts'
 import { migrationsSince, parseVersion, type Release, releases, rollbackTarget } from '../lib/release/release.ts'
 import { imagesOnServer, isOnServer } from '../lib/release/retention.ts'
@@ -102,6 +103,7 @@ await runbook(
           ...{ action: 'rollback', version: target.version, images: target.images, commit },
           details: [`From: ${found.active?.version}`, `By: ${actor.who}`],
           async prepare(host) {
+            if (dryRun) log.result(await diffFiles(host, found.commit, commit, ROOT))
             await log.step(`Images of ${target.version}`, () =>
               host.write(pullImages(target.images, target.version), { timeout: 900 }),
             )

@@ -9,6 +9,7 @@ import { notify } from '../slack.ts'
 import { checkoutCommit } from './checkout.ts'
 import { other, releaseName } from './color.ts'
 import { cutOver, isSettled, retire, settle } from './cutover.ts'
+import { describePlan } from './plan.ts'
 import { appendRecord, type Images, type ReleaseRecord } from './release.ts'
 import { imagesOnServer, imagesToRemove, removeImages } from './retention.ts'
 import { describeServing, type Survey, survey } from './survey.ts'
@@ -69,6 +70,7 @@ export async function changeRelease(
     const title = `${change.action === 'deploy' ? 'Deploy' : 'Rollback to'} ${version}`
 
     log.say(`  ${describeServing(found)} ${version} goes to ${next.color}.`)
+    if (dryRun) log.result(describePlan(found, version, images))
     const announced = tell(`${title} started by ${actor.who}: ${url}`)
     const recorded = write({
       ...{

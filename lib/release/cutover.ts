@@ -85,7 +85,9 @@ async function switchBack(run: CutOver, error: unknown, servesSince?: number): P
   }
   const served =
     servesSince === undefined ? '' : ` after it had served for ${seconds((performance.now() - servesSince) / 1000)}`
-  await stopAgain(run)
+  // Its websockets would hold who asked to stop; the next run drains it before it uses the color again.
+  if (isInterruption(error)) log.say(`  ${releaseName(next)} is left running, without traffic; the next run stops it`)
+  else await stopAgain(run)
   const message = `${messageOf(error)}\n${next.version} was switched back${served}.`
   if (error instanceof BadRelease) return new BadRelease(message, [], EXIT.rolledBack)
   return new Stop(message, [], isInterruption(error) ? EXIT.interrupted : EXIT.rolledBack)

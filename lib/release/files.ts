@@ -33,13 +33,14 @@ export const emptyColorEnvs = script(`cd ${ROOT} && touch state/blue.env state/g
 const testNginx = compose(sh`run --rm --no-deps -T nginx-check`, `${ROOT}/${NEXT}`)
 
 /**
- * The services that the server's files name besides the two colors and jobs. Compose takes 0.25 s to tell (measured), so
- * the answer is kept on the server with the commit it belongs to.
+ * The services that the server's files name besides the two colors and jobs; variables of .env can switch some on. Compose
+ * takes 0.25 s to tell (measured), so the answer is kept on the server with what it belongs to.
  */
 export async function listStack(host: Host, commit: string, found: Survey): Promise<string[]> {
-  if (found.listed?.commit === commit) return found.listed.services
+  const of = `${commit}:${found.variables}`
+  if (found.listed?.of === of) return found.listed.services
   const services = stackServices(await host.read(listServices))
-  const line = [commit, ...services].join(' ')
+  const line = [of, ...services].join(' ')
   await host.write(sh`cd ${ROOT} && echo ${line} > ${`${SERVICES}.next`} && mv ${`${SERVICES}.next`} ${SERVICES}`)
   return services
 }

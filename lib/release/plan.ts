@@ -3,6 +3,9 @@ import { compose } from '../compose.ts'
 import type { Host } from '../host.ts'
 import { ROOT } from '../layout.ts'
 import { type Command, script, sh } from '../shell.ts'
+import { hasCommit } from './checkout.ts'
+import type { Images } from './release.ts'
+import type { Survey } from './survey.ts'
 
 /** A service that does not run as its files say, and why. */
 export type Drift = { service: string; why: 'definition' | 'files' }
@@ -100,11 +103,23 @@ export const mergeDrift = (now: Drift[], planned: Drift[]): Drift[] =>
     a.service.localeCompare(b.service),
   )
 
-/** What a deploy of a commit would change in the files that the server runs, as a diff. */
-export async function diffFiles(local: Host, from: string, to: string): Promise<string> {
+/** From which release to which, by the digests of their images. */
+export function describePlan({ active, colorImages }: Survey, version: string, images: Images): string {
+  return [
+    `# release ${active?.version ?? 'none'} -> ${version}`,
+    ...(active ? colorImages[active.color].map((image) => `# - ${image}`) : []),
+    ...Object.values(images).map((image) => `# + ${image}`),
+  ].join('\n')
+}
+
+/**
+ * What another commit changes in the files that the server runs, as a diff.
+ * @param host where there is a repository that has that commit
+ */
+export async function diffFiles(host: Host, from: string, to: string, repository = '.'): Promise<string> {
   if (from === to) return ''
-  if (from === '' || (await local.probe(sh`git cat-file -e ${`${from}^{commit}`}`)).code !== 0) {
+  if (from === '' || !(await hasCommit(host, repository, from))) {
     return `(this checkout does not have the server's commit ${from || 'yet: it has none'}, so there is no diff)`
   }
-  return local.read(sh`git diff ${from} ${to} -- compose nginx monitoring`)
+  return host.read(sh`git -C ${repository} diff ${from} ${to} -- compose nginx monitoring`)
 }

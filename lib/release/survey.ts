@@ -16,6 +16,8 @@ export type Survey = {
   dirty: string[]
   freeGb: number
   active: Active | undefined
+  /** Without its file nginx cannot start, so nobody could say what serves. */
+  activeIsThere: boolean
   /** What nginx's workers say they serve; empty when nginx does not run. */
   serving: string
   /** nginx's workers that still finish requests of an earlier configuration. */
@@ -25,8 +27,10 @@ export type Survey = {
   /** Images that each color is set to, whether it runs or not. */
   colorImages: Record<Color, string[]>
   records: ReleaseRecord[]
-  /** The stack's services as the files of a commit name them; see `stackServices`. */
-  listed: { commit: string; services: string[] } | undefined
+  /** Changes with the variables of the stack. */
+  variables: string
+  /** The stack's services, and the files and variables that name them so; see `listStack`. */
+  listed: { of: string; services: string[] } | undefined
   /** Changes with everything that a run changes on the server; see `stateSum`. */
   sum: string
 }
@@ -54,6 +58,7 @@ echo '@@free'; df -Pk ${ROOT} /var/lib/docker | awk 'NR > 1 { print $4 }' | sort
 echo '@@active'; if [ -e ${RELEASE_CONF} ]; then if [ -s ${RELEASE_CONF} ]; then cat ${RELEASE_CONF}; else echo '(empty)'; fi; fi
 echo '@@colors'; cat state/blue.env state/green.env 2>/dev/null || true
 echo '@@records'; cat ${RECORDS} 2>/dev/null || true
+echo '@@variables'; cksum < .env
 echo '@@listed'; cat ${SERVICES} 2>/dev/null || true
 wait $ps || exit; wait
 echo '@@containers'; cat "$docker/containers"
@@ -63,7 +68,9 @@ echo '@@serving'; cat "$docker/serving"
 /** @throws Stop when the active file is not one of ours */
 export async function survey(host: Host): Promise<Survey> {
   const found = parseSurvey(await host.read(surveyCommand, { timeout: 30 }))
-  if (!found.active && found.serving && found.serving !== NOTHING_DEPLOYED) throw damagedActive()
+  const wasServing = found.records.some(({ outcome }) => outcome === 'good')
+  if (!found.active && ((found.serving && found.serving !== NOTHING_DEPLOYED) || (wasServing && !found.activeIsThere)))
+    throw damagedActive()
   return found
 }
 
@@ -82,19 +89,21 @@ export function parseSurvey(output: string): Survey {
     dirty: lines('dirty'),
     freeGb: Math.floor(Number(section('free').trim()) / 1024 ** 2),
     active: parseActive(section('active')),
+    activeIsThere: section('active') !== '',
     serving: section('serving').trim().split(' ').slice(0, 2).join(' '),
     retiring: lines('retiring'),
     containers: Object.fromEntries(lines('containers').map((line) => line.split(' ') as [string, string])),
     colorImages: { blue: imagesOf(section('colors'), 'BLUE'), green: imagesOf(section('colors'), 'GREEN') },
     records: parseRecords(section('records')),
+    variables: section('variables').trim().replaceAll(' ', '-'),
     listed: parseListed(section('listed')),
     sum: section('sum').trim(),
   }
 }
 
 function parseListed(line: string): Survey['listed'] {
-  const [commit, ...services] = line.trim().split(' ')
-  return commit ? { commit, services } : undefined
+  const [of, ...services] = line.trim().split(' ')
+  return of ? { of, services } : undefined
 }
 
 const imagesOf = (env: string, prefix: string) =>

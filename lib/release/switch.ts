@@ -1,4 +1,4 @@
-import { messageOf, Stop } from '../errors.ts'
+import { Stop } from '../errors.ts'
 import { CommandFailed, type Host } from '../host.ts'
 import { NGINX_CONF, PROXY, RELEASE_CONF, ROOT } from '../layout.ts'
 import { type Command, quote, script, sh } from '../shell.ts'
@@ -72,7 +72,8 @@ code=0
 ${inProxy(reloadAndConfirm(releaseName(active))).shell} || code=$?
 if [ $code -ne 0 ]; then
   mv ${RELEASE_CONF}.before ${RELEASE_CONF}
-  docker exec ${PROXY} nginx -c ${NGINX_CONF} -s reload
+  # Fails, too, where it is another file that nginx refuses: then nginx goes on as it was.
+  docker exec ${PROXY} nginx -c ${NGINX_CONF} -s reload || true
 fi
 exit $code
 `)
@@ -98,11 +99,16 @@ export async function switchTo(host: Host, active: Active | undefined): Promise<
   try {
     await host.write(switchCommand(active), { timeout: 60 })
   } catch (error) {
-    const code = error instanceof CommandFailed ? error.result.code : undefined
+    const { code, stderr } = error instanceof CommandFailed ? error.result : {}
     if (code === REFUSED)
-      throw new NotSwitched(`nginx refused the switch to ${target}; it was put back.\n${messageOf(error)}`)
+      throw new NotSwitched(`nginx refused the switch to ${target}; it was put back.\n${stderr?.trim()}`, [
+        'Mend the file on the server that nginx names, then run this again.',
+      ])
     if (code === UNCONFIRMED) {
-      throw new NotSwitched(`nginx did not take the switch to ${target} within ${CONFIRM_SECONDS} s; it was put back.`)
+      throw new NotSwitched(
+        `nginx did not take the switch to ${target} within ${CONFIRM_SECONDS} s; it was put back.`,
+        [`On the server: docker logs --tail 20 ${PROXY}`],
+      )
     }
     throw error
   }

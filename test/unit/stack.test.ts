@@ -99,9 +99,10 @@ test('a survey of an empty server, and of one that serves', () => {
   assert.is(parseSurvey('@@unprepared\n').prepared, false)
   const found = parseSurvey(
     `@@commit\nabc\n@@dirty\n M nginx/nginx.conf\n@@free\n52428800\n@@active\n${renderActive({ color: 'green', version: 'v2' })}@@serving\ngreen v2 31\n` +
-      '@@containers\nkgc-backend-green running\npostgres exited\n@@colors\nBLUE_VERSION=v1\nBLUE_BACKEND_IMAGE=r/backend@sha256:1\n@@records\n\n{"id":"1","version":"v2","images":{},"outcome":"good"}\n@@listed\nabc postgres redis\n',
+      '@@containers\nkgc-backend-green running\npostgres exited\n@@colors\nBLUE_VERSION=v1\nBLUE_BACKEND_IMAGE=r/backend@sha256:1\n@@records\n\n{"id":"1","version":"v2","images":{},"outcome":"good"}\n@@variables\n123 45\n@@listed\nabc:123-45 postgres redis\n',
   )
-  assert.equal(found.listed, { commit: 'abc', services: ['postgres', 'redis'] })
+  assert.is(found.variables, '123-45')
+  assert.equal(found.listed, { of: 'abc:123-45', services: ['postgres', 'redis'] })
   assert.equal(found.active, { color: 'green', version: 'v2' })
   assert.is(found.serving, 'green v2')
   assert.is(found.freeGb, 50)

@@ -123,6 +123,40 @@ test('a release that fails the smoke tests is switched back by itself: exit 4, e
   assert.equal((await serverSurvey()).active, before)
 })
 
+const ADMINS = '/opt/kgc/state/nginx/admins.conf'
+const master = (signal: string) =>
+  serverRead(script(`kill -${signal} $(docker inspect -f '{{.State.Pid}}' kgc-nginx-proxy-1)`))
+const NOT_SWITCHED = {
+  'nginx refuses': {
+    cause: () => serverRead(script(`cp -p ${ADMINS} ${ADMINS}.kept; echo nonsense >> ${ADMINS}`)),
+    end: () => serverRead(sh`mv ${`${ADMINS}.kept`} ${ADMINS}`),
+    says: /nginx refused the switch to v1; it was put back[\s\S]*admins\.conf/,
+  },
+  ...(process.env.SOAK === '1'
+    ? {
+        'nginx does not take': {
+          cause: () => master('STOP'),
+          end: () => master('CONT'),
+          says: /nginx did not take the switch to v1 within 10 s; it was put back/,
+        },
+      }
+    : {}),
+}
+for (const [what, { cause, end, says }] of Object.entries(NOT_SWITCHED)) {
+  test(`a switch that ${what} is put back at once, and the new release is stopped again`, async () => {
+    const { active } = await serverSurvey()
+    await cause()
+    const run = await runScript('deploy', ['v1']).finally(end)
+    assert.is(run.code, 1, said(run))
+    assert.match(run.stderr, says)
+    assert.match(run.stderr, /v2 \(\w+\) serves/)
+    assert.is(await servedVersion(), 'v2')
+    const after = await serverSurvey()
+    assert.equal(after.active, active)
+    assert.is(after.containers[`kgc-backend-${active?.color === 'blue' ? 'green' : 'blue'}`], 'exited')
+  })
+}
+
 const refusals: { name: string; version?: string; env?: Record<string, string>; code: number; says: RegExp }[] = [
   {
     name: 'a release that does not exist',

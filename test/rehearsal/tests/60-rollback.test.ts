@@ -7,6 +7,7 @@ import {
   front,
   inContainer,
   makeDrift,
+  onTerminal,
   rehearsal,
   runScript,
   said,
@@ -84,6 +85,12 @@ test('records the duration of each step and the digests', async () => {
   const last = records.at(-1)
   assert.ok((last?.timings?.['Health gate'] ?? -1) >= 0)
   assert.match(last?.images.backend ?? '', /@sha256:[0-9a-f]{64}$/)
+  const { active } = await serverSurvey()
+  for (const [part, image] of Object.entries(last?.images ?? {}))
+    assert.is(
+      await serverRead(sh`docker inspect -f ${'{{.Config.Image}}'} ${`kgc-kgc-${part}-${active?.color}-1`}`),
+      image,
+    )
 })
 
 test('--dry-run prints the plan and changes nothing', async () => {
@@ -100,7 +107,10 @@ test('--dry-run prints the plan and changes nothing', async () => {
     assert.match(run.stdout, /docker compose [\s\S]*up -d --no-deps kgc-backend-(blue|green) kgc-frontend-(blue|green)/)
     assert.match(run.stdout, /upstream kgc_backend/)
     assert.match(run.stderr, /Dry run: nothing was changed\./)
-    if (name === 'deploy') assert.match(run.stdout, /# release v2 -> v1\n# +\S+\/backend@sha256:\S+/)
+    assert.match(
+      run.stdout,
+      /# release v2 -> v1\n# - \S+\/backend@sha256:\S+\n# - \S+\/frontend@sha256:\S+\n# \+ \S+\/backend@sha256:\S+\n# \+ \S+\/frontend@/,
+    )
   }
 })
 
@@ -171,7 +181,8 @@ test('a release that is no longer on the server and not in the registry leaves t
 test('runs the migration once in the new image, with the old release serving, and records it', async () => {
   await deployed('v1')
   const run = await deployed('v2', { MIGRATE_COMMAND: 'node /app/app.cjs migrate && echo migrated as $VERSION' })
-  assert.match(run.stderr, /migrated as v2/)
+  assert.is(run.stderr.split('migrated as v2').length, 2, said(run))
+  assert.match(run.stderr, /✔ Migrate the database[\s\S]*✔ Switch to/)
   assert.match((await row('v2'))?.migration ?? '', /app\.cjs migrate/)
 })
 
@@ -179,6 +190,9 @@ test('going back past a migration asks; where nobody can be asked it wants --yes
   const refused = await runScript('rollback', ['--to', 'v1'])
   assert.is(refused.code, 2, said(refused))
   assert.match(refused.stderr, /The database was migrated after v1: v2 [\s\S]*Give --yes/)
+  const denied = await onTerminal('rollback', ['--to', 'v1'], /\(y\/N\)/, 'n')
+  assert.is(denied.code, 2, denied.shown)
+  assert.match(denied.shown, /The database was migrated after v1: v2 [\s\S]*Not confirmed; nothing was changed/)
   assert.is(await servedVersion(), 'v2')
   const confirmed = await runScript('rollback', ['--to', 'v1', '--yes'])
   assert.is(confirmed.code, 0, said(confirmed))
@@ -194,6 +208,9 @@ test('a migration that fails stops the deploy with nothing switched', async () =
   assert.match(run.stderr, /The migration failed, so nothing was switched/)
   assert.match(run.stderr, /cannot add the column/)
   assert.is(await servedVersion(), 'v1')
+  const last = (await serverSurvey()).records.at(-1)
+  assert.is(last?.outcome, 'bad')
+  assert.match(last?.reason ?? '', /The migration failed[\s\S]*cannot add the column/)
 })
 
 test('removes images beyond the kept releases, never one that serves or is kept', async () => {

@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { PROXY } from '../../../lib/layout.ts'
 import { chain, script, sh } from '../../../lib/shell.ts'
 import { local } from '../engine.ts'
 import {
@@ -171,8 +172,12 @@ test('an empty release.conf is never taken for a server without a release', asyn
   const run = await runScript('deploy', ['v2'])
   await serverRead(script('cd /opt/kgc/state/nginx && rm release.conf'))
   const missing = await runScript('deploy', ['v2'])
-  await serverRead(script('cd /opt/kgc/state/nginx && mv saved release.conf'))
-  for (const one of [run, missing]) {
+  // Then nobody can be asked, and nginx could not start without the file.
+  await serverRead(sh`docker stop ${PROXY}`)
+  const silent = await runScript('deploy', ['v2'])
+  await serverRead(script(`cd /opt/kgc/state/nginx && mv saved release.conf && docker start ${PROXY}`))
+  await until(async () => (await runScript('smoke-test', ['--http-only'])).code === 0, 'the site')
+  for (const one of [run, missing, silent]) {
     assert.is(one.code, 5, said(one))
     assert.match(one.stderr, /release\.conf on the server is not a file that deploy wrote/)
   }
