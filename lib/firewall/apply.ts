@@ -36,7 +36,7 @@ export const wantedAccess = (settings: AccessSettings, sshPort: number, cloudfla
 export const tryFor = (seconds: number) => sh`${FIREWALL} try ${seconds}`
 
 /**
- * Tries the candidate rules, and keeps them only when a new connection comes through.
+ * Tries the next rules, and keeps them only when a new connection comes through.
  * @param connect opens that connection
  * @throws Stop that says when the server puts the old rules back, by itself
  */

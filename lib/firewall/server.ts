@@ -2,6 +2,7 @@ import { TELLING_FILES, webhookFile } from '../alert.ts'
 import { type Cidr, isInside } from '../cidr.ts'
 import { messageOf, Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
+import { valuesIn } from '../lines.ts'
 import { putFile, type ServerFile, serverText } from '../put-file.ts'
 import { putFiles } from '../server-files.ts'
 import { script, sh } from '../shell.ts'
@@ -25,15 +26,13 @@ export async function surveyFirewall(host: Host): Promise<Found> {
   const user = await host.read(script('id -un'))
   if (user !== 'root')
     throw new Stop(`The firewall needs root, and the login on ${host.name} is ${user}.`, ['Set SSH_ADMIN_USER=root.'])
-  const lines = (await host.read(survey)).split('\n')
-  const values = (name: string) =>
-    lines.filter((line) => line.startsWith(`${name}=`)).map((line) => line.slice(name.length + 1))
+  const { all, one } = valuesIn(await host.read(survey))
   return {
-    source: values('source')[0] ?? '',
-    sourceInterface: values('via')[0] ?? '',
-    defaultInterfaces: values('default'),
-    kept: values('kept').join('\n'),
-    obstacles: values('obstacle'),
+    source: one('source'),
+    sourceInterface: one('via'),
+    defaultInterfaces: all('default'),
+    kept: all('kept').join('\n'),
+    obstacles: all('obstacle'),
   }
 }
 
@@ -133,17 +132,17 @@ export const FIREWALL_FILES: ServerFile[] = [
 export type Reports = { webhook: string | undefined; rangesUrl: string | undefined }
 
 /**
- * Puts the programs, their units and the candidate in their places; none of it changes a rule.
+ * Puts the programs, their units and the next rules in their places; none of it changes a rule.
  * @param reports without it both stay as they are
  */
 export async function install(host: Host, rules: Record<Family, string>, reports?: Reports): Promise<void> {
   await putFiles(host, FIREWALL_FILES)
-  await host.write(script('install -d -m 700 /run/kgc-firewall /run/kgc-firewall/candidate /etc/kgc /etc/kgc/firewall'))
+  await host.write(script('install -d -m 700 /run/kgc-firewall /run/kgc-firewall/next /etc/kgc /etc/kgc/firewall'))
   if (reports) {
     await putFiles(host, [webhookFile(reports.webhook)])
     await putOrRemove(host, '/etc/kgc/firewall/cloudflare-url', reports.rangesUrl)
   }
-  for (const family of FAMILIES) await putFile(host, `/run/kgc-firewall/candidate/rules.v${family}`, rules[family])
+  for (const family of FAMILIES) await putFile(host, `/run/kgc-firewall/next/rules.v${family}`, rules[family])
   await host.write(sh`systemctl daemon-reload`)
 }
 

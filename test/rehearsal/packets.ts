@@ -1,7 +1,7 @@
 import { script, sh } from '../../lib/shell.ts'
 import { docker, local } from './engine.ts'
 import { ipv6 } from './ipv6.ts'
-import { IMAGES, NETWORKS, SERVER } from './names.ts'
+import { DOMAIN, IMAGES, NETWORKS, SERVER } from './names.ts'
 import { inServer } from './server.ts'
 
 /**
@@ -203,6 +203,60 @@ while (1) {
   for (@sockets) { accept(my $client, $_) if vec($bits, fileno($_), 1) }
 }
 `
+
+/** Sends back what it gets, over both families. */
+const ECHO = `
+use strict; use Socket qw(:all);
+my ($port) = @ARGV;
+my @sockets = map {
+  socket(my $socket, $_, SOCK_DGRAM, 0) or die $!;
+  setsockopt($socket, IPPROTO_IPV6, IPV6_V6ONLY, 1) if $_ == AF_INET6;
+  bind($socket, $_ == AF_INET6 ? pack_sockaddr_in6($port, IN6ADDR_ANY) : pack_sockaddr_in($port, INADDR_ANY)) or die $!;
+  $socket;
+} AF_INET, AF_INET6;
+while (1) {
+  my $bits = ''; vec($bits, fileno($_), 1) = 1 for @sockets;
+  select($bits, undef, undef, undef);
+  for (@sockets) { if (vec($bits, fileno($_), 1)) { my $from = recv($_, my $text, 100, 0); send($_, $text, 0, $from) } }
+}
+`
+export const echoUdp = (port: string) =>
+  local.read(inServer(sh`systemd-run -q --collect --unit=kgc-udp perl -e ${ECHO} ${port}`))
+export const stopEcho = () => local.probe(inServer(sh`systemctl stop kgc-udp`))
+
+const DATAGRAM = `
+use strict; use Socket qw(:all);
+my ($host, $port) = @ARGV;
+my $family = $host =~ /:/ ? AF_INET6 : AF_INET;
+my $to = inet_pton($family, $host);
+socket(my $socket, $family, SOCK_DGRAM, 0) or die $!;
+send($socket, 'hello', 0, $family == AF_INET6 ? pack_sockaddr_in6($port, $to) : pack_sockaddr_in($port, $to)) or die $!;
+my $there = '';
+vec($there, fileno($socket), 1) = 1;
+print select($there, undef, undef, 1.5) > 0 ? 'open' : 'filtered';
+`
+/** Whether a datagram to a port of the server is answered. */
+export const probeUdp = (source: Source, port: string) =>
+  docker(sh`exec ${container(SOURCES[source].client)} perl -e ${DATAGRAM} ${SOURCES[source].server} ${port}`)
+
+const PING = `my $ping = Net::Ping->new({ proto => $ARGV[1], timeout => 3 }); print $ping->ping($ARGV[0]) ? 'answered' : 'silent'`
+export const ping = (source: Source) =>
+  docker(
+    sh`exec ${container(SOURCES[source].client)} perl -MNet::Ping -e ${PING} ${SOURCES[source].server} ${source.endsWith('6') ? 'icmpv6' : 'icmp'}`,
+  )
+
+const HALVES = String.raw`
+use strict; use IO::Socket::INET;
+my $socket = IO::Socket::INET->new(PeerAddr => $ARGV[0], PeerPort => 80, Timeout => 5) or die $!;
+$socket->autoflush(1);
+print $socket "GET / HTTP/1.1\r\nHost: $ARGV[2]\r\n";
+sleep $ARGV[1];
+print $socket "Connection: close\r\n\r\n";
+print scalar <$socket>;
+`
+/** Asks nginx in two halves, so many seconds apart, over one connection. @returns the first line of the answer */
+export const askInHalves = (source: Source, seconds: number) =>
+  docker(sh`exec ${container(SOURCES[source].client)} perl -e ${HALVES} ${SOURCES[source].server} ${seconds} ${DOMAIN}`)
 
 /** A restart of the server, on a busy machine. */
 const LONGEST_TRY_SECONDS = 300

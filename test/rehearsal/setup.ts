@@ -3,11 +3,11 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { parse } from 'dotenv'
 import { Stop } from '../../lib/errors.ts'
 import type { Host } from '../../lib/host.ts'
-import { NGINX_CONF, PROXY, ROOT } from '../../lib/layout.ts'
+import { BACKUP_FOLDER, NGINX_CONF, PROXY, ROOT } from '../../lib/layout.ts'
 import { localHost } from '../../lib/local.ts'
 import type { Log } from '../../lib/log.ts'
 import { putFile } from '../../lib/put-file.ts'
-import { sh } from '../../lib/shell.ts'
+import { script, sh } from '../../lib/shell.ts'
 import { DOMAIN, inState, NETWORKS, PROJECT_DIR, REGISTRY, RUNNER_ADDRESS, S3, SERVER, SINK } from './names.ts'
 import { ageRecipient, s3Keys } from './s3.ts'
 import { connectAs, hostKey, registryPassword } from './server.ts'
@@ -28,11 +28,15 @@ export async function putRehearsalFiles(): Promise<void> {
   try {
     await playCloudflare(root)
     await trustRegistry(root)
+    await putFile(root, `${ROOT}/${BACKUP_FOLDER}/state.json`, backedUp(), { mode: '600' })
   } finally {
     await root.close()
   }
   writeFileSync(inState('ready'), '')
 }
+
+/** On a new server the first backup is due at once, and cron would begin it in the middle of a test. */
+const backedUp = () => JSON.stringify({ sizes: {}, lastGood: new Date().toISOString() })
 
 /** A real registry has a certificate that every server believes. */
 export const trustRegistry = (root: Host) =>
@@ -44,6 +48,25 @@ export async function playCloudflare(root: Host): Promise<void> {
   if ((await root.probe(sh`cat ${file}`)).stdout === content) return
   await putFile(root, file, content, { owner: 'deploy', mode: '644' })
   await root.probe(sh`docker exec ${PROXY} nginx -q -c ${NGINX_CONF} -s reload`)
+}
+
+const WATCH_BY_HAND = '/etc/systemd/system/kgc-firewall-watch.timer.d/by-hand.conf'
+
+/** The watch runs when a test asks for it, until `forgetFirewall`: every five minutes by the clock it would undo what a test breaks. */
+export async function watchByHand(root: Host): Promise<void> {
+  await putFile(root, WATCH_BY_HAND, '[Timer]\nOnCalendar=\nOnCalendar=yearly\n', { mode: '644' })
+  await root.write(sh`systemctl daemon-reload`)
+}
+
+/** As before the first harden-firewall.ts. A server that lost its rules, and should have them at boot, is closed but for SSH. */
+export async function forgetFirewall(root: Host): Promise<void> {
+  await root.write(
+    script(`/usr/local/sbin/kgc-firewall off
+systemctl disable -q kgc-firewall.service
+rm -rf /etc/kgc/firewall /run/kgc-tell ${WATCH_BY_HAND}
+systemctl daemon-reload`),
+  )
+  await playCloudflare(root)
 }
 
 const SINK_WEBHOOK = `${SINK.url}/services/T0REHEARSAL/B0REHEARSAL/rehearsalwebhook`

@@ -19,7 +19,7 @@ import {
 import { DOMAIN, inState, RUNNER_ADDRESS, SERVER } from '../names.ts'
 import { listen, probeFromSide, type Side, startSide, stopListening, stopSide } from '../packets.ts'
 import { inServer, until } from '../server.ts'
-import { playCloudflare } from '../setup.ts'
+import { forgetFirewall } from '../setup.ts'
 
 const test = suite("Cloudflare's ranges, and what nginx believes and wants")
 
@@ -66,10 +66,8 @@ test.before(async () => {
 
 test.after(async () => {
   await api.stop()
-  await onConsole(`
-/usr/local/sbin/kgc-firewall off
-rm -rf /etc/kgc/nginx/origin-* /opt/kgc/state/nginx/origin-* /etc/kgc/firewall /run/kgc-tell`)
-  await onServer(playCloudflare)
+  await onConsole('rm -rf /etc/kgc/nginx/origin-* /opt/kgc/state/nginx/origin-*')
+  await onServer(forgetFirewall)
   await Promise.all([stopSide(POP), stopListening()])
 })
 

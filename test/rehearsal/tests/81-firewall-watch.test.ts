@@ -6,7 +6,7 @@ import { clearSink, envWith, onServer, rehearsal, runScript, said, sinkMessages 
 import { RUNNER_ADDRESS, SERVER } from '../names.ts'
 import { listen, probeFromSide, type Side, startSide, stopListening, stopSide } from '../packets.ts'
 import { inServer } from '../server.ts'
-import { playCloudflare } from '../setup.ts'
+import { forgetFirewall, watchByHand } from '../setup.ts'
 
 const test = suite('the firewall stays what its files say, and refuses what it cannot hold with')
 
@@ -30,6 +30,7 @@ test.before(async () => {
   await rehearsal()
   // It would take the probes of port 22 for somebody who guesses passwords.
   await onConsole('systemctl stop fail2ban')
+  await onServer(watchByHand)
   await Promise.all([startSide(PEER), listen(['v4 3000', 'v6 3000'])])
   const run = await harden()
   assert.is(run.code, 0, said(run))
@@ -38,11 +39,10 @@ test.before(async () => {
 test.after(async () => {
   await onConsole(`
 systemctl start fail2ban
-/usr/local/sbin/kgc-firewall off
-rm -rf /etc/kgc/firewall /run/kgc-tell /usr/local/bin/ufw /usr/local/bin/docker
+rm -f /usr/local/bin/ufw /usr/local/bin/docker
 rm -f /run/systemd/system/firewalld.service; systemctl daemon-reload
 systemctl reset-failed kgc-firewall.service 2> /dev/null || true`)
-  await onServer(playCloudflare)
+  await onServer(forgetFirewall)
   await Promise.all([stopSide(PEER), stopListening()])
 })
 
@@ -85,12 +85,12 @@ test('an address that is let in on the console gets in until the server looks ag
   assert.equal(await probeFromSide(PEER, [overV4]), all('filtered', [overV4]))
 })
 
-test('leaves rules alone that are being tried, and ends a try whose timer is gone', async () => {
+test('leaves rules alone that wait to be tried or are being tried, and ends a try whose timer is gone', async () => {
   const before = await rules()
   await onConsole(`
-install -d -m 700 /run/kgc-firewall/candidate && cp /etc/kgc/firewall/rules.v? /run/kgc-firewall/candidate/
-sed -i 's/-A KGC-IN -j DROP/-A KGC-IN -p tcp --dport 3000 -j ACCEPT\\n&/' /run/kgc-firewall/candidate/rules.v4
-kgc-firewall try 60; kgc-firewall watch`)
+install -d -m 700 /run/kgc-firewall/next && cp /etc/kgc/firewall/rules.v? /run/kgc-firewall/next/
+sed -i 's/-A KGC-IN -j DROP/-A KGC-IN -p tcp --dport 3000 -j ACCEPT\\n&/' /run/kgc-firewall/next/rules.v4
+kgc-firewall watch; kgc-firewall try 60; kgc-firewall watch`)
   const tried = await rules()
   assert.match(tried, /--dport 3000/)
   await onConsole('systemctl stop kgc-firewall-revert.timer; kgc-firewall watch')
