@@ -3,12 +3,13 @@ import type { WantedCertificate } from '../certificates/certificates.ts'
 import { applyCertificates, CERTIFICATE_CHECKS } from '../certificates/server.ts'
 import type { Cidr } from '../cidr.ts'
 import type { Host } from '../host.ts'
-import { ROOT } from '../layout.ts'
+import { BACKUP_FOLDER, NGINX_CONF, PROXY, ROOT } from '../layout.ts'
 import { localHost } from '../local.ts'
-import { putFile } from '../put-file.ts'
+import { putFile, type ServerFile } from '../put-file.ts'
 import { checkoutCommit, localCommit, sendCommit } from '../release/checkout.ts'
 import { emptyColorEnvs } from '../release/files.ts'
 import { prepareActive } from '../release/switch.ts'
+import { putFiles } from '../server-files.ts'
 import { chain, script, sh } from '../shell.ts'
 import { checkFile, filesStep, type Step } from './step.ts'
 
@@ -18,7 +19,7 @@ const FOLDERS = [
   ['state', 755, 'deploy'],
   ['state/nginx', 755, 'deploy'],
   ['state/metrics', 755, 'root'],
-  ['state/backup', 755, 'root'],
+  [BACKUP_FOLDER, 755, 'root'],
   ['secrets', 700, 'deploy'],
   ['secrets/redis', 750, 'deploy'],
   ['secrets/redis-queue', 750, 'deploy'],
@@ -40,28 +41,35 @@ export const folders: Step = {
   },
 }
 
-/** Puts a file where there is none: from then on somebody else keeps it. */
-async function startWith(host: Host, path: string, content: string): Promise<void> {
-  if ((await host.probe(sh`test -s ${path}`)).code !== 0)
-    await putFile(host, path, content, { owner: 'deploy', mode: '644' })
-}
-
-/** Whose word about the visitor's address nginx believes, and whom it lets in to Grafana. */
+/**
+ * Whose word about the visitor's address nginx believes, and whom it lets in to Grafana. The first list is only begun: from
+ * then on the server keeps it current itself.
+ */
 export function nginxLists(admins: Cidr[], cloudflare: Cidr[]): Step {
-  const files = {
-    'cloudflare.conf': cloudflare.map(({ text }) => `set_real_ip_from ${text};\n`).join(''),
-    'admins.conf': admins.map(({ text }) => `allow ${text};\n`).join(''),
+  const ranges = `${ROOT}/state/nginx/cloudflare.conf`
+  const rights = { owner: 'deploy', mode: '644' }
+  const allowed: ServerFile = {
+    ...{ path: `${ROOT}/state/nginx/admins.conf`, ...rights },
+    content: admins.map(({ text }) => `allow ${text};\n`).join(''),
   }
   return {
     title: "nginx's lists of addresses",
-    check: Object.keys(files)
-      .map((name) => `[ -s ${ROOT}/state/nginx/${name} ] || echo '${name} is missing'`)
-      .join('\n'),
+    check: `
+[ -s ${ranges} ] || echo '${ranges} is missing'
+${checkFile(allowed)}`,
     async apply(host) {
-      for (const [name, content] of Object.entries(files)) await startWith(host, `${ROOT}/state/nginx/${name}`, content)
+      if ((await host.probe(sh`test -s ${ranges}`)).code !== 0)
+        await putFile(host, ranges, cloudflare.map(({ text }) => `set_real_ip_from ${text};\n`).join(''), rights)
+      await putFiles(host, [allowed])
+      await host.write(reloadProxy)
     },
   }
 }
+
+/** On a new server it does not run yet. */
+const reloadProxy = script(
+  `[ "$(docker inspect -f '{{.State.Running}}' ${PROXY} 2> /dev/null)" != true ] || docker exec ${PROXY} nginx -q -c ${NGINX_CONF} -s reload`,
+)
 
 /** @param wanted where it comes from; until the first one came, nginx starts on a placeholder that nobody believes */
 export const certificate = (wanted: WantedCertificate): Step => ({

@@ -73,6 +73,8 @@ else echo 'there is none'; fi`,
       script(`
 set -e
 umask 077
+# Switched on last: what is in use is whole. A run that was cut off may have come so far.
+if swapon --noheadings --show=NAME | grep -qx ${SWAP}; then exit 0; fi
 rm -f ${SWAP}
 fallocate -l 4G ${SWAP} || dd if=/dev/zero of=${SWAP} bs=1M count=4096 status=none
 mkswap -q ${SWAP}

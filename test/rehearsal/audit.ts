@@ -4,22 +4,23 @@ import { IMAGES, NETWORKS, RUNNER_ADDRESS, SERVER } from './names.ts'
 import { inServer } from './server.ts'
 
 const AUDITOR = `${SERVER.container}-audit`
+const ADDRESS = RUNNER_ADDRESS.replace(/\d+$/, '60')
 
 /** A machine from which the server is audited: it has the tools, and an address of its own. */
 export async function startAuditor(): Promise<void> {
   await local.probe(sh`docker rm -f -v ${AUDITOR}`)
-  const address = RUNNER_ADDRESS.replace(/\d+$/, '60')
   await docker(
-    sh`run -d --init --name ${AUDITOR} --network ${NETWORKS.main.name} --ip ${address} ${`${IMAGES}/visitor`}`,
+    sh`run -d --init --name ${AUDITOR} --network ${NETWORKS.main.name} --ip ${ADDRESS} ${`${IMAGES}/visitor`}`,
   )
-  await local.read(inServer(script(`iptables -I INPUT -s ${address} -p tcp --dport 22 -j ACCEPT`)))
 }
+
+/** The firewall lets admins in, and nobody else. */
+export const letAuditorIn = () =>
+  local.read(inServer(script(`iptables -I INPUT -s ${ADDRESS} -p tcp --dport 22 -j ACCEPT`)))
 
 export async function stopAuditor(): Promise<void> {
   await local.probe(sh`docker rm -f -v ${AUDITOR}`)
-  await local.probe(
-    inServer(script(`iptables -D INPUT -s ${RUNNER_ADDRESS.replace(/\d+$/, '60')} -p tcp --dport 22 -j ACCEPT`)),
-  )
+  await local.probe(inServer(script(`iptables -D INPUT -s ${ADDRESS} -p tcp --dport 22 -j ACCEPT`)))
 }
 
 /** What ssh-audit finds to say against the server's sshd, and its exit code: 0 nothing, 2 warnings, 3 failures. */

@@ -22,6 +22,12 @@ const NO_AUDIT = 'nobody but root and deploy, who is root through Docker, could 
 
 export const CIS: CisCheck[] = [
   {
+    id: '1.1.1',
+    title: 'A partition of their own for containers',
+    offenders: '[ $(stat -c %d /var/lib/docker) != $(stat -c %d /opt/kgc) ] || echo shared with /opt/kgc',
+    not: 'the server has one disk; what is free is looked at before every deploy, and watched',
+  },
+  {
     id: '1.1.2',
     title: 'Only trusted users control the daemon',
     offenders: 'getent group docker | grep -v ":deploy$"',
@@ -31,6 +37,11 @@ export const CIS: CisCheck[] = [
     title: 'Auditing of the daemon and its files (to 1.1.18)',
     offenders: 'command -v auditctl > /dev/null || echo no auditd',
     not: NO_AUDIT,
+  },
+  {
+    id: '1.2.2',
+    title: 'Docker is the newest that its repository has (the host itself, 1.2.1, is what lynis looks at)',
+    offenders: `for name in docker.io docker-ce; do apt-cache policy $name | awk '/Installed:/ { has = $2 } /Candidate:/ { newest = $2; if (has != "(none)" && has != newest) print has, newest }'; done`,
   },
   {
     id: '2.1',
@@ -69,6 +80,7 @@ export const CIS: CisCheck[] = [
     not: 'files of /opt/kgc, the certificates and the secrets are mounted with their owners',
   },
   { id: '2.10', title: 'The default cgroup', offenders: 'grep cgroup-parent /etc/docker/daemon.json' },
+  { id: '2.11', title: 'The base device has its size', offenders: 'grep basesize /etc/docker/daemon.json' },
   {
     id: '2.12',
     title: "An authorization plugin for the client's commands",
@@ -141,6 +153,12 @@ export const CIS: CisCheck[] = [
     not: 'not here: the kernel is that of the machine around this container',
   },
   {
+    id: '5.3',
+    title: 'SELinux',
+    offenders: "docker info -f '{{json .SecurityOptions}}' | grep -q name=selinux || echo none",
+    not: 'Debian and Ubuntu have AppArmor instead',
+  },
+  {
     id: '5.4',
     title: 'All capabilities dropped but the named ones',
     offenders: containers('{{.HostConfig.CapDrop}}', '\\[ALL\\]'),
@@ -151,6 +169,11 @@ export const CIS: CisCheck[] = [
     title: "None of the system's folders mounted",
     offenders: containers('{{range .Mounts}}{{.Source}} {{end}}', '(/(opt/kgc|var/lib/docker)/\\S+ ?)*'),
     not: 'node-exporter reads them, read-only, to measure the server',
+  },
+  {
+    id: '5.7',
+    title: 'No sshd in containers',
+    offenders: `docker ps --format '{{.Names}}' | while read -r name; do docker top $name -eo pid,comm | awk '$2 == "sshd"'; done`,
   },
   {
     id: '5.8',
@@ -206,6 +229,11 @@ export const CIS: CisCheck[] = [
   },
   { id: '5.18', title: "None of the host's devices", offenders: containers('{{.HostConfig.Devices}}', '\\[\\]') },
   {
+    id: '5.19',
+    title: 'Limits of open files and processes are changed only where needed',
+    offenders: containers('{{range .HostConfig.Ulimits}}{{.Name}} {{end}}', ''),
+  },
+  {
     id: '5.20',
     title: 'No mounts that are shared',
     offenders:
@@ -216,7 +244,20 @@ export const CIS: CisCheck[] = [
     title: 'The seccomp profile is on, and no new privileges (and 5.26)',
     offenders: containers('{{.HostConfig.SecurityOpt}}', '\\[no-new-privileges(:true)?\\]'),
   },
+  {
+    id: '5.23',
+    title: "No command runs in a container with all rights or as another user (and 5.24): the audit's records say so",
+    offenders: 'command -v auditctl > /dev/null || echo no auditd',
+    not: NO_AUDIT,
+  },
+  { id: '5.25', title: 'The default cgroup', offenders: containers('{{.HostConfig.CgroupParent}}', '') },
   { id: '5.27', title: 'Health is checked', offenders: containers('{{if .State.Health}}checked{{end}}', 'checked') },
+  {
+    id: '5.28',
+    title: 'The newest image of its name runs',
+    offenders: "docker ps --format '{{.Image}}' | grep -v :latest",
+    not: 'each is pinned, so that what runs is what was tested',
+  },
   {
     id: '5.29',
     title: 'The number of processes is bounded',
@@ -226,6 +267,11 @@ export const CIS: CisCheck[] = [
     id: '5.30',
     title: 'Not on the default bridge',
     offenders: containers('{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}', '(kgc_\\S+ ?)+'),
+  },
+  {
+    id: '5.31',
+    title: "Not the host's user namespace",
+    offenders: containers('{{.HostConfig.UsernsMode}}', ''),
   },
   {
     id: '5.32',

@@ -4,9 +4,10 @@ import { connect as connectTls } from 'node:tls'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import WebSocket from 'ws'
-import { sh } from '../../../lib/shell.ts'
+import { NGINX_CONF, PROXY } from '../../../lib/layout.ts'
+import { script, sh } from '../../../lib/shell.ts'
 import { docker } from '../engine.ts'
-import { ask, front, inContainer, rehearsal, servedVersion, serverRead } from '../harness.ts'
+import { ask, front, inContainer, rehearsal, runScript, said, servedVersion, serverRead } from '../harness.ts'
 import { IMAGES, NETWORKS, RUNNER_ADDRESS, SERVER } from '../names.ts'
 import { until } from '../server.ts'
 
@@ -188,23 +189,29 @@ test('believes a visitor address from Cloudflare only', async () => {
   assert.is(direct.address, RUNNER_ADDRESS)
 })
 
+/** What somebody at 192.0.2.77 gets, through Cloudflare. */
+const asStranger = (host: string, path: string) =>
+  fromEdge([
+    ...['-o', '/dev/null', '-w', '%{http_code}', '-H', 'CF-Connecting-IP: 192.0.2.77'],
+    ...['--resolve', `${host}:443:${SERVER.edgeAddress}`, `https://${host}${path}`],
+  ])
+
 test('opens Grafana and the super-admin pages to administrators only', async () => {
   assert.is((await ask('grafana', { path: '/api/health' })).status, 200)
-  const stranger = ['CF-Connecting-IP: 192.0.2.77']
-  const status = async (host: string, path: string) =>
-    fromEdge([
-      '-o',
-      '/dev/null',
-      '-w',
-      '%{http_code}',
-      '--resolve',
-      `${host}:443:${SERVER.edgeAddress}`,
-      '-H',
-      stranger[0] ?? '',
-      `https://${host}${path}`,
-    ])
-  assert.is(await status(`grafana.${site().DOMAIN}`, '/'), '403')
-  assert.is(await status(`support.${site().DOMAIN}`, '/super_admin'), '403')
+  assert.is(await asStranger(`grafana.${site().DOMAIN}`, '/'), '403')
+  assert.is(await asStranger(`support.${site().DOMAIN}`, '/super_admin'), '403')
+})
+
+test('who is no longer among ADMIN_ADDRESSES is kept out as soon as bootstrap-server.ts was run', async () => {
+  const list = '/opt/kgc/state/nginx/admins.conf'
+  await serverRead(
+    script(`echo 'allow 192.0.2.77;' >> ${list}; docker exec ${PROXY} nginx -q -c ${NGINX_CONF} -s reload`),
+  )
+  const isOut = async () => (await asStranger(`grafana.${site().DOMAIN}`, '/')) === '403'
+  await until(async () => !(await isOut()), 'nginx to read the list')
+  const run = await runScript('bootstrap-server', ['--yes'])
+  assert.is(run.code, 0, said(run))
+  await until(isOut, 'nginx to read the list')
 })
 
 test('closes all sites with the maintenance page while the flag is there, and opens them again', async () => {
