@@ -9,7 +9,7 @@ const DAYS = 90
 
 /** The rehearsal's own authority, and what it signed: one certificate for the site's hosts, one for the registry, one for the S3 server. */
 export async function makeCertificates(): Promise<void> {
-  for (const folder of ['registry', 'acme', 's3']) mkdirSync(inState(folder), { recursive: true })
+  for (const folder of ['registry', 'acme', 's3', 'docker']) mkdirSync(inState(folder), { recursive: true })
   const [key, ca] = [inState('ca.key'), inState('ca.pem')]
   if (!existsSync(ca)) {
     await local.read(
@@ -20,6 +20,7 @@ export async function makeCertificates(): Promise<void> {
   await sign('registry/tls', [REGISTRY.host.split(':')[0] ?? ''])
   await sign('acme/tls', [ACME.host, CLOUDFLARE_API])
   await sign('s3/tls', [S3.address])
+  await sign('docker/tls', ['download.docker.com'])
 }
 
 async function sign(name: string, hosts: string[]): Promise<void> {

@@ -28,6 +28,9 @@ export const REGISTRY = {
 export const SINK = { container: `${PREFIX}-sink`, address: '198.51.100.30', url: 'http://198.51.100.30:8080' }
 /** The mirror of Debian's packages that the server's apt knows. */
 export const PACKAGES = { container: `${PREFIX}-packages`, address: '198.51.100.35' }
+/** Debian 12 on a virtual machine, and what it reaches of the internet; there while their tests run. */
+export const MACHINE = { container: `${PREFIX}-machine`, address: '198.51.100.12' }
+export const MACHINE_PACKAGES = { container: `${PREFIX}-machine-packages`, address: '198.51.100.36' }
 /** The certificate authority, there while its test runs. `api.cloudflare.com` leads to it, too: it keeps the names' records. */
 export const ACME = { container: `${PREFIX}-acme`, address: '198.51.100.50', host: 'acme.kgc.test' }
 export const CLOUDFLARE_API = 'api.cloudflare.com'

@@ -12,6 +12,8 @@ import {
   ACME,
   DOMAIN,
   inState,
+  MACHINE,
+  MACHINE_PACKAGES,
   makeStateDir,
   NETWORKS,
   PACKAGES,
@@ -103,7 +105,9 @@ async function down(log: Log): Promise<void> {
   if ((await local.probe(sh`docker info`)).code === 0) {
     await log.step('Remove the server and its disk', removeServer)
     await log.step('Remove registry, sink, mirror, S3 server and networks', async () => {
-      await local.probe(sh`docker rm -f -v ${[REGISTRY, SINK, PACKAGES, ACME, S3].map(({ container }) => container)}`)
+      await local.probe(
+        sh`docker rm -f -v ${[REGISTRY, SINK, PACKAGES, ACME, S3, MACHINE, MACHINE_PACKAGES].map(({ container }) => container)}`,
+      )
       await local.probe(sh`docker volume rm ${[`${PREFIX}-registry`, S3.container]}`)
       for (const { name } of Object.values(NETWORKS)) await local.probe(sh`docker network rm ${name}`)
     })
