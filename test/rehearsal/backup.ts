@@ -2,21 +2,22 @@ import { spawnSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { Decrypter } from 'age-encryption'
 import { readCatalog } from '../../lib/backup/catalog.ts'
+import { resticRepository } from '../../lib/backup/files.ts'
+import { MANIFEST, type Manifest, newRunId, runKey } from '../../lib/backup/manifest.ts'
 import { openStore } from '../../lib/backup/object-store.ts'
 import { s3Client } from '../../lib/backup/s3-client.ts'
-import { ROOT } from '../../lib/layout.ts'
+import type { BackupState } from '../../lib/backup/state.ts'
+import { BACKUP_FOLDER, BACKUP_SERVICE, type POSTGRES, ROOT } from '../../lib/layout.ts'
 import { quote, script, sh } from '../../lib/shell.ts'
 import { local } from './engine.ts'
 import { onServer } from './harness.ts'
 import { PROJECT_DIR, S3 } from './names.ts'
 import { AGE_IDENTITY, s3Settings } from './s3.ts'
 
-export const CONTAINER = 'kgc-backup-service-1'
-
 /** Starts the backup in its container, as cron does, with some of its settings changed. */
 export function startBackup(flags: string[] = [], env: Record<string, string> = {}) {
   const settings = Object.entries(env).flatMap(([name, value]) => ['-e', `${name}=${value}`])
-  return onServer((host) => host.probe(sh`docker exec ${settings} ${CONTAINER} backup ${flags}`, { timeout: 300 }))
+  return onServer((host) => host.probe(sh`docker exec ${settings} ${BACKUP_SERVICE} backup ${flags}`, { timeout: 300 }))
 }
 
 export const store = () => openStore(s3Settings())
@@ -32,6 +33,69 @@ export async function openUploads(prefix: string): Promise<string[]> {
   client.destroy()
   return Uploads.map(({ Key = '' }) => Key)
 }
+
+/** Bytes of all objects below a prefix. */
+export async function sizeBelow(prefix: string): Promise<number> {
+  const open = await store()
+  const objects = await open.list(prefix).finally(open.close)
+  return objects.reduce((all, { size }) => all + size, 0)
+}
+
+/** A run made from another one's manifest, with an object of its own. */
+export async function forgeRun(from: Manifest, started: Date, changes: Partial<Manifest> = {}): Promise<string> {
+  const open = await store()
+  const run = newRunId(started, 'forged')
+  const manifest = { ...from, run, started: started.toISOString(), ...changes }
+  await open.putText(runKey('kgc', run, 'kgc.dump.zst.age'), 'its own')
+  await open.putText(runKey('kgc', run, MANIFEST), JSON.stringify(manifest))
+  open.close()
+  return run
+}
+
+/** Every version and every mark of a removal that is left of a run; `lift` removes what a lock holds. */
+export async function versionsOf(run: string, { lift = false } = {}): Promise<string[]> {
+  const { client, s3 } = await s3Client(s3Settings())
+  const Prefix = runKey('kgc', run, '')
+  const page = await client.send(new s3.ListObjectVersionsCommand({ Bucket: S3.bucket, Prefix }))
+  const all = [...(page.Versions ?? []), ...(page.DeleteMarkers ?? [])]
+  if (lift)
+    for (const { Key, VersionId } of all)
+      await client.send(
+        new s3.DeleteObjectCommand({ Bucket: S3.bucket, Key, VersionId, BypassGovernanceRetention: true }),
+      )
+  client.destroy()
+  return all.map(({ Key = '' }) => Key)
+}
+
+/** restic, in the container of the backup and with its settings. */
+export const restic = (args: string[]) =>
+  onServer((host) =>
+    host.read(
+      sh`docker exec -e ${`RESTIC_REPOSITORY=${resticRepository(s3Settings())}`} ${BACKUP_SERVICE} sh -c ${'AWS_ACCESS_KEY_ID=$S3_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY=$S3_SECRET_ACCESS_KEY AWS_DEFAULT_REGION=$S3_REGION exec restic -q --cacert "$S3_CA_FILE" -o s3.bucket-lookup=path --cache-dir /var/lib/backup/restic-cache "$@"'} restic ${args}`,
+      { timeout: 60 },
+    ),
+  )
+
+const STATE = `${ROOT}/${BACKUP_FOLDER}/state.json`
+export const readState = async (): Promise<BackupState> =>
+  JSON.parse(await onServer((host) => host.read(sh`cat ${STATE}`)))
+/** Makes the backup believe otherwise than it was. */
+export async function changeState(changes: Partial<BackupState>): Promise<void> {
+  const input = JSON.stringify({ ...(await readState()), ...changes })
+  await onServer((host) => host.write(sh`cat > ${STATE}`, { input }))
+}
+export const metricsFile = () =>
+  onServer((host) => host.read(sh`cat ${`${ROOT}/${BACKUP_FOLDER}/metrics/kgc_backup.prom`}`))
+
+/** Starts a container that was killed, and waits until it is healthy. */
+export const startAgain = (container: typeof BACKUP_SERVICE | typeof POSTGRES) =>
+  onServer((host) =>
+    host.read(
+      script(
+        `docker start ${container} > /dev/null; until [ "$(docker inspect -f '{{.State.Health.Status}}' ${container})" = healthy ]; do sleep 0.5; done`,
+      ),
+    ),
+  )
 
 /** What was stored, as whoever holds the identity reads it: with other programs than those that wrote it. */
 export async function decrypted(key: string, identity?: string): Promise<Buffer> {
@@ -68,7 +132,7 @@ export const processes = async () =>
     await onServer((host) =>
       host.read(
         script(
-          `docker exec ${CONTAINER} ps -eo args= | grep -E ${quote('^(pg_dump|zstd|age|restic|bash -o|node)')} || true`,
+          `docker exec ${BACKUP_SERVICE} ps -eo args= | grep -E ${quote('^(pg_dump|zstd|age|restic|bash -o|node)')} || true`,
         ),
       ),
     )
@@ -91,7 +155,7 @@ export const grafana = (text: string) =>
   onServer((host) =>
     host.read(
       script(
-        `docker run --rm --network none --user 472:0 -v kgc_grafana-data:/data --entrypoint sqlite3 "$(docker inspect -f '{{.Image}}' ${CONTAINER})" /data/grafana.db ${quote(text)}`,
+        `docker run --rm --network none --user 472:0 -v kgc_grafana-data:/data --entrypoint sqlite3 "$(docker inspect -f '{{.Image}}' ${BACKUP_SERVICE})" /data/grafana.db ${quote(text)}`,
       ),
     ),
   )

@@ -6,18 +6,26 @@ import { DATABASES } from '../../../lib/backup/databases.ts'
 import { openStore } from '../../../lib/backup/object-store.ts'
 import { output } from '../../../lib/backup/pipeline.ts'
 import { s3Client } from '../../../lib/backup/s3-client.ts'
+import { BACKUP_LOCK, BACKUP_SERVICE, POSTGRES, ROOT } from '../../../lib/layout.ts'
 import { script, sh } from '../../../lib/shell.ts'
 import {
-  CONTAINER,
   catalog,
+  changeState,
   decrypted,
+  forgeRun,
   loadData,
+  metricsFile,
   openUploads,
   processes,
   radosgw,
+  readState,
+  restic,
+  sizeBelow,
   sql,
+  startAgain,
   startBackup,
   store,
+  versionsOf,
 } from '../backup.ts'
 import {
   clearSink,
@@ -32,6 +40,7 @@ import {
 import { S3 } from '../names.ts'
 import { s3Keys, s3Settings } from '../s3.ts'
 import { type Fault, faultyS3, type Seen } from '../s3-proxy.ts'
+import { until } from '../server.ts'
 
 const test = suite('backup')
 const soak = process.env.SOAK === '1'
@@ -41,6 +50,7 @@ const MIB = 1024 ** 2
 const THREE_PARTS = sh`head -c ${40 * MIB} /dev/urandom`
 const isPart = ({ method, query }: Seen, number?: number) =>
   method === 'PUT' && query.has('partNumber') && (number === undefined || query.get('partNumber') === String(number))
+const daysAgo = (days: number) => new Date(Date.now() - days * 24 * 3600_000).toISOString()
 const isComplete = ({ method, query }: Seen) => method === 'POST' && query.has('uploadId')
 
 /** Stores a stream through the faults, past the backup itself, and says how that ended. */
@@ -66,14 +76,59 @@ async function putThrough(decide: (seen: Seen) => Fault, { programs = THREE_PART
   }
 }
 
+/** Parts that take their time: long enough to do something in the middle. */
+const slowParts = (seen: Seen): Fault => (isPart(seen) ? { delayMs: 4000 } : 'pass')
+const anUploadIsOpen = () => until(async () => (await openUploads('kgc/runs/')).length > 0, 'an upload')
+
+/** A parent and its child in every transaction, until it is stopped. */
+const WRITER = `DO $$ BEGIN FOR n IN 1..1000000 LOOP
+  INSERT INTO billing.delivery VALUES (n); INSERT INTO billing.delivered VALUES (n); COMMIT; PERFORM pg_sleep(0.005);
+END LOOP; END $$`
+const STOP_WRITER = `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'DO $$ BEGIN FOR n%'`
+const rowsOf = async (table: string) => Number(await sql('kgc', `SELECT count(*) FROM ${table}`))
+
+const VOLUMES = ['uploads', 'twenty-files', 'chatwoot-files', 'horilla-files']
+/** In the volume of each application; one of them does not compress. */
+const inVolumes = (command: (volume: string) => string) =>
+  serverRead(
+    script(VOLUMES.map((name) => `cd /var/lib/docker/volumes/kgc_${name}/_data && ${command(name)}`).join('\n')),
+  )
+const MAKE_FILES = (name: string) => `head -c ${name === 'uploads' ? 20 * MIB : 10} /dev/urandom > of-${name}`
+/** Bytes of the repository of files: at first, and after each backup. */
+const repository: number[] = []
+const lookAtRepository = async () => repository.push(await sizeBelow('kgc/restic/'))
+
+/** The most that the backup had on any disk of its own, in KiB, but for restic's list of what it has stored. */
+const mostOnDisk = async () =>
+  Number(
+    await serverRead(
+      sh`docker exec ${BACKUP_SERVICE} timeout 110 bash -c ${`until pgrep -f '[/]app/backup.mjs' > /dev/null; do sleep 0.1; done
+most=0; while pgrep -f '[/]app/backup.mjs' > /dev/null; do
+  now=$(du -skc --exclude=restic-cache /var/lib/backup /tmp /run 2> /dev/null | tail -n 1 | cut -f 1)
+  most=$((now > most ? now : most)); sleep 0.2
+done; echo $most`}`,
+    ),
+  )
+
+const forged: string[] = []
+
 test.before(async () => {
   await rehearsal()
   await loadData()
   await clearSink()
+  await inVolumes(MAKE_FILES)
+})
+test.after(async () => {
+  for (const run of forged) await versionsOf(run, { lift: true })
+  await inVolumes((name) => `rm -f of-${name}`)
 })
 
 test('a backup by hand is complete, read back, restored with every row, and told', async () => {
-  const run = await runScript('backup', ['--verify'])
+  await lookAtRepository()
+  const writer = sql('kgc', WRITER).catch(() => {})
+  const run = await runScript('backup', ['--verify']).finally(() => sql('kgc', STOP_WRITER))
+  await writer
+  await lookAtRepository()
   assert.is(run.code, 0, said(run))
   assert.match(run.stdout + run.stderr, /restored into a throwaway server with every row/)
   const [newest] = (await catalog()).runs
@@ -99,6 +154,32 @@ test('the manifest has what a restore must know, counted in the snapshot', async
   assert.is(kgc.extensions.vector, '0.8.0')
   assert.ok(kgc.parts >= 3, `${kgc.parts} parts`)
   assert.ok((manifest.files?.files ?? 0) > 0)
+})
+
+test('each database is as it was at one moment, while it was written to, and the four moments are within a second', async () => {
+  const databases = (await catalog()).runs[0]?.manifest.databases ?? []
+  const rows = databases.find(({ name }) => name === 'kgc')?.rows ?? {}
+  assert.ok((rows['billing.delivery'] ?? 0) > 0, 'nothing was written before the backup')
+  assert.ok(
+    (rows['billing.delivery'] ?? 0) < (await rowsOf('billing.delivery')),
+    'nothing was written during the backup',
+  )
+  assert.is(rows['billing.delivered'], rows['billing.delivery'])
+  const moments = databases.map(({ at }) => Date.parse(at))
+  assert.is(moments.length, DATABASES.length)
+  assert.ok(Math.max(...moments) - Math.min(...moments) < 1000)
+})
+
+test('the rows of a table that others inherit from are its own', async () => {
+  const rows = (await catalog()).runs[0]?.manifest.databases.find(({ name }) => name === 'kgc')?.rows
+  assert.is(rows?.['billing.contact'], 30)
+  assert.is(rows?.['billing.supplier'], 12)
+})
+
+test('the files of every application are in it', async () => {
+  const files = (await catalog()).runs[0]?.manifest.files
+  const list = (await restic(['ls', files?.snapshot ?? ''])).split('\n')
+  for (const name of VOLUMES) assert.ok(list.includes(`/data/${name}/of-${name}`), name)
 })
 
 test('who holds the identity reads it with other programs; who does not, does not', async () => {
@@ -141,9 +222,9 @@ test('cron asks for it; after a good one, nothing is due', async () => {
   const run = await startBackup(['--if-due'])
   assert.is(run.code, 0)
   assert.is(run.stdout + run.stderr, '')
-  const crontab = await serverRead(sh`docker exec ${CONTAINER} cat /etc/cron.d/backup`)
+  const crontab = await serverRead(sh`docker exec ${BACKUP_SERVICE} cat /etc/cron.d/backup`)
   assert.match(crontab, /^0 2 \* \* \* root .*backup --if-due/m)
-  assert.match(await serverRead(sh`docker exec ${CONTAINER} date +%Z`), /^CES?T$/)
+  assert.match(await serverRead(sh`docker exec ${BACKUP_SERVICE} date +%Z`), /^CES?T$/)
 })
 
 test('a part that breaks once is sent again', async () => {
@@ -162,7 +243,7 @@ test('an S3 server that is gone from part 2 on: an error, no object, nothing lef
 })
 
 test('one that hangs is given up after its time limit', async () => {
-  const { error, found, open, seconds } = await putThrough((seen) => (isPart(seen) ? 'hang' : 'pass'), { timeout: 2 })
+  const { error, found, open, seconds } = await putThrough((seen) => (isPart(seen) ? 'hang' : 'pass'), { timeout: 1 })
   assert.match(error?.message ?? '', /[Tt]imeout|timed out/)
   assert.is(found, undefined)
   assert.equal(open, [])
@@ -182,6 +263,49 @@ test('a completed upload whose answer was lost is a success', async () => {
   const { error, found } = await putThrough((seen) => (isComplete(seen) && seen.count === 0 ? 'lose-answer' : 'pass'))
   assert.is(error, undefined)
   assert.is(found?.size, 40 * MIB)
+})
+
+test('one that refuses for ever: an error, no object, nothing left open', async () => {
+  const { error, found, open } = await putThrough((seen) => (isPart(seen) ? { status: 503 } : 'pass'))
+  assert.match(error?.message ?? '', /failed: .*HTTP 503/)
+  assert.is(found, undefined)
+  assert.equal(open, [])
+})
+
+test('an answer that never comes, or stops in the middle, is given up: of an object, a manifest, a listing', async () => {
+  const key = (await catalog()).runs[0]?.manifest.databases[0]?.key ?? ''
+  const started = performance.now()
+  async function askAll(fault: Fault) {
+    const proxy = await faultyS3(() => fault)
+    const faulty = await openStore({ ...s3Settings(), S3_ENDPOINT: proxy.endpoint, S3_TIMEOUT: 1 })
+    const object = async () => {
+      for await (const _ of faulty.get(key));
+    }
+    const ended = await Promise.allSettled([object(), faulty.getText(key), faulty.list('kgc/')])
+    faulty.close()
+    await proxy.close()
+    for (const one of ended)
+      assert.match(one.status === 'rejected' ? one.reason.message : 'no error', /for 1 s|[Tt]imeout/)
+  }
+  await Promise.all([askAll('hang'), askAll({ stallAfter: 20 })])
+  assert.ok(performance.now() - started < 30_000)
+})
+
+test('no checksum goes with a part that Wasabi would refuse: its signed hash does', async () => {
+  const parts: Seen['headers'][] = []
+  const { found } = await putThrough((seen) => {
+    if (seen.method === 'PUT') parts.push(seen.headers)
+    return 'pass'
+  })
+  assert.is(found?.size, 40 * MIB)
+  assert.is(parts.length, 3)
+  for (const headers of parts) {
+    assert.match(String(headers['x-amz-content-sha256']), /^[0-9a-f]{64}$/)
+    assert.equal(
+      Object.keys(headers).filter((name) => /^x-amz-(checksum|sdk-checksum|trailer)/.test(name)),
+      [],
+    )
+  }
 })
 
 for (const [name, programs] of [
@@ -233,6 +357,7 @@ for (const [what, settings, message] of [
   })
 }
 
+let onDisk = Number.NaN
 test('a database that dies while it is dumped, one that comes back with a flipped bit, a second run meanwhile', async () => {
   const flip = (body: Buffer) => {
     const at = Math.floor(body.length * 0.7)
@@ -244,6 +369,7 @@ test('a database that dies while it is dumped, one that comes back with a flippe
     return isPart(seen) ? { delayMs: 4000 } : 'pass'
   })
   const backup = startBackup([], { S3_ENDPOINT: proxy.endpoint })
+  const watched = mostOnDisk()
   try {
     const dumping = "application_name = 'pg_dump' AND query LIKE 'COPY billing.attachment%'"
     const kill = `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE ${dumping}`
@@ -262,6 +388,8 @@ test('a database that dies while it is dumped, one that comes back with a flippe
     assert.equal(manifest?.databases.map(({ name }) => name).sort(), ['chatwoot', 'twenty'])
     assert.equal(await openUploads('kgc/runs/'), [])
     assert.equal(await processes(), [])
+    onDisk = await watched
+    await lookAtRepository()
     assert.ok(
       (await sinkMessages()).some(({ body }) => /❌ Backup FAILED.*kgc: The dump of kgc failed/s.test(body.text)),
     )
@@ -270,7 +398,62 @@ test('a database that dies while it is dumped, one that comes back with a flippe
   }
 })
 
-test('a key that ends in the middle: the error says so, and there is no backup', async () => {
+test('no dump was on a disk meanwhile', () => assert.ok(onDisk > 0 && onDisk < 10_000, `${onDisk} KiB`))
+
+test('files that did not change were not sent again', () => {
+  const [before = Number.NaN, first = Number.NaN, second = Number.NaN] = repository
+  assert.ok(first - before >= 20 * MIB, `${first - before} bytes`)
+  assert.ok(second - first < MIB, `${second - first} bytes`)
+})
+
+test('what was stored and cannot be restored is found by the weekly test', async () => {
+  // Legal, and a trap: the dump fills expense before limits.
+  await sql(
+    'kgc',
+    `SET ROLE kgc; CREATE TABLE billing.limits (highest int); INSERT INTO billing.limits VALUES (100);
+CREATE FUNCTION billing.allowed(int) RETURNS boolean LANGUAGE sql AS 'SELECT EXISTS (SELECT FROM billing.limits WHERE highest >= $1)';
+CREATE TABLE billing.expense (amount int CHECK (billing.allowed(amount))); INSERT INTO billing.expense VALUES (50)`,
+  )
+  const lastRestored = daysAgo(8)
+  await changeState({ lastRestored })
+  await clearSink()
+  try {
+    const run = await startBackup()
+    assert.is(run.code, 1, said({ ...run, seconds: 0 }))
+    assert.match(run.stderr, /violates check constraint "expense_amount_check"/)
+  } finally {
+    await sql('kgc', 'DROP TABLE billing.expense; DROP FUNCTION billing.allowed; DROP TABLE billing.limits')
+  }
+  const newest = (await catalog()).runs[0]
+  assert.is(newest?.manifest.complete, true)
+  assert.is(newest?.proof, undefined)
+  assert.is((await readState()).lastRestored, lastRestored)
+  assert.ok((await sinkMessages()).some(({ body }) => /❌ Backup FAILED at "Restore test".*expense/s.test(body.text)))
+  assert.equal(await processes(), [])
+})
+
+if (soak)
+  test('a database server that is killed while it is dumped: an error, no backup, nothing left running', async () => {
+    const before = (await catalog()).runs.length
+    const proxy = await faultyS3(slowParts)
+    const backup = startBackup([], { S3_ENDPOINT: proxy.endpoint })
+    try {
+      await anUploadIsOpen()
+      await serverRead(sh`docker kill ${POSTGRES}`)
+      const run = await backup
+      assert.is(run.code, 1, said({ ...run, seconds: 0 }))
+      assert.match(run.stderr, /No database could be backed up/)
+    } finally {
+      await startAgain(POSTGRES)
+      await proxy.close()
+    }
+    assert.is((await catalog()).runs.length, before)
+    assert.equal(await openUploads('kgc/runs/'), [])
+    assert.equal(await processes(), [])
+  })
+
+const withSoak = soak ? test : () => {}
+withSoak('a key that ends in the middle: the error says so, and there is no backup', async () => {
   const [id, secret] = ['ENDSINTHEMIDDLE', 'endsinthemiddle']
   await radosgw(`key create --uid owner --key-type s3 --access-key ${id} --secret-key ${secret}`)
   const before = await catalog()
@@ -286,27 +469,81 @@ test('a key that ends in the middle: the error says so, and there is no backup',
   assert.equal(await processes(), [])
 })
 
-test('killed at random moments, it leaves nothing that looks like a backup, and the next one sweeps up', async () => {
-  const good = (await catalog()).runs.map(({ manifest }) => manifest.run)
-  const kills = soak ? 20 : 2
-  for (let round = 0; round < kills; round++) {
-    const backup = startBackup().catch(() => undefined)
-    await sleep(1000 + Math.random() * 6000)
-    await serverRead(sh`docker kill ${CONTAINER}`)
-    await backup
-    await serverRead(
-      script(
-        `docker start ${CONTAINER} > /dev/null; until [ "$(docker inspect -f '{{.State.Health.Status}}' ${CONTAINER})" = healthy ]; do sleep 0.5; done`,
-      ),
-    )
-    const { runs } = await catalog()
-    const extra = runs.filter(({ manifest }) => !good.includes(manifest.run))
-    for (const { manifest } of extra) assert.ok(manifest.verified.read, manifest.run)
-    good.push(...extra.map(({ manifest }) => manifest.run))
+test('killed in the middle, it leaves nothing that looks like a backup', async () => {
+  const proxy = await faultyS3(slowParts)
+  try {
+    const { runs, leftovers } = await catalog()
+    // Of the key that ended in the middle.
+    if (soak) assert.ok(leftovers.length > 0, 'nothing to sweep up')
+    const good = runs.map(({ manifest }) => manifest.run)
+    for (let round = 0; round < (soak ? 20 : 1); round++) {
+      const backup = startBackup([], round === 0 ? { S3_ENDPOINT: proxy.endpoint } : {}).catch(() => undefined)
+      await (round === 0 ? anUploadIsOpen() : sleep(1000 + Math.random() * 6000))
+      await serverRead(sh`docker kill ${BACKUP_SERVICE}`)
+      await backup
+      await startAgain(BACKUP_SERVICE)
+      const now = await catalog()
+      if (round === 0) assert.equal(now.leftovers, [], 'what the run before had left')
+      const extra = now.runs.filter(({ manifest }) => !good.includes(manifest.run))
+      for (const { manifest } of extra) assert.ok(manifest.verified.read, manifest.run)
+      good.push(...extra.map(({ manifest }) => manifest.run))
+    }
+  } finally {
+    await proxy.close()
   }
 })
 
+test('what cron starts after an outage: a backup that sweeps up what was killed, and is restored as a test once a week', async () => {
+  const before = await catalog()
+  assert.ok((await openUploads('kgc/runs/')).length > 0, 'nothing to sweep up')
+  await changeState({ lastGood: daysAgo(2), lastRestored: daysAgo(8) })
+  const crontab = await serverRead(sh`docker exec ${BACKUP_SERVICE} cat /etc/cron.d/backup`)
+  const [, line = ''] = /^30 \* \* \* \* root (.*)$/m.exec(crontab) ?? []
+  assert.is(/^0 2 \* \* \* root (.*)$/m.exec(crontab)?.[1], line)
+  await serverRead(sh`docker exec ${BACKUP_SERVICE} rm -f /var/lib/backup/lock`)
+  // As Debian's cron starts it, which has the umask of the container's entrypoint.
+  const run = await onServer((host) =>
+    host.probe(
+      sh`docker exec ${BACKUP_SERVICE} env -i HOME=/root LOGNAME=root SHELL=/bin/sh PATH=/usr/bin:/bin /bin/sh -c ${`umask 077; ${line}`}`,
+      { timeout: 300 },
+    ),
+  )
+  assert.is(run.code, 0, said({ ...run, seconds: 0 }))
+  const now = await catalog()
+  assert.is(now.runs.length, before.runs.length + 1)
+  assert.ok(now.runs[0]?.manifest.complete && now.runs[0].proof)
+  assert.ok(Date.parse((await readState()).lastRestored ?? '') > Date.now() - 300_000)
+  assert.equal(now.leftovers, [])
+  assert.equal(await openUploads('kgc/runs/'), [])
+  assert.equal(await processes(), [])
+  // A deploy takes the same lock for a migration.
+  await serverRead(sh`flock -n ${`${ROOT}/${BACKUP_LOCK}`} true`, 'deploy')
+})
+
+/** Two clocks must say that a backup is old: its manifest's, and the store's, which only a proxy can turn back. */
+const oldStore = () =>
+  faultyS3(({ method, query }) => {
+    const aged = (body: Buffer) =>
+      Buffer.from(body.toString().replace(/<LastModified>[^<]*/g, '<LastModified>2020-01-01T00:00:00.000Z'))
+    return method === 'GET' && query.get('list-type') === '2' ? { body: aged } : 'pass'
+  })
+/** The one that is due, and its files. */
+let old = ''
+let oldFiles = ''
+
 test('with a key that may not delete, the backup is good and says what it could not do', async () => {
+  const good = (await catalog()).runs[0]?.manifest
+  assert.ok(good?.files)
+  await restic(['backup', '--tag', 'forged', '/data/uploads/of-uploads'])
+  const [made] = JSON.parse(await restic(['snapshots', '--json', '--tag', 'forged', '--latest', '1'])) as [
+    { id: string },
+  ]
+  oldFiles = made.id
+  old = await forgeRun(good, new Date('2020-01-01T00:00:00Z'), { files: { ...good.files, snapshot: oldFiles } })
+  forged.push(old)
+  // The newest seven stay whatever their age.
+  for (let hours = 1; hours <= 7; hours++)
+    forged.push(await forgeRun(good, new Date(Date.parse(good.started) - hours * 3600_000)))
   const { client, s3 } = await s3Client(s3Settings())
   // restic takes its own locks away: below restic/ the key must be allowed to delete.
   const Resource = `arn:aws:s3:::${S3.bucket}/kgc/runs/*`
@@ -316,38 +553,53 @@ test('with a key that may not delete, the backup is good and says what it could 
   const left = await store()
   await left.putText('kgc/runs/20200101T000000Z-other-000000/kgc.dump.zst.age', 'a leftover')
   left.close()
+  const proxy = await oldStore()
   try {
-    const run = await startBackup()
+    const run = await startBackup([], { S3_ENDPOINT: proxy.endpoint })
     assert.is(run.code, 0, said({ ...run, seconds: 0 }))
     assert.match(run.stderr, /which this key may not do/)
-    assert.ok((await catalog()).leftovers.length > 0)
+    assert.match(run.stderr, new RegExp(`goes: ${old}[^]*Old backups could not be removed`))
+    assert.match(await metricsFile(), /^kgc_backup_prune_denied 1$/m)
+    const now = await catalog()
+    assert.ok(now.leftovers.length > 0)
+    assert.ok(now.runs.some(({ manifest }) => manifest.run === old))
   } finally {
     await client.send(new s3.DeleteBucketPolicyCommand({ Bucket: S3.bucket }))
     client.destroy()
+    await proxy.close()
   }
 })
 
-test('old backups go when newer ones are good, and a lock on the object holds', async () => {
+test('a dry run lists what would go, and changes nothing', async () => {
+  const everything = async () => [
+    await catalog(),
+    await readState(),
+    await restic(['snapshots', '--json', '--no-lock']),
+  ]
+  const before = await everything()
+  const proxy = await oldStore()
+  const run = await startBackup(['--dry-run'], { S3_ENDPOINT: proxy.endpoint }).finally(proxy.close)
+  assert.is(run.code, 0, said({ ...run, seconds: 0 }))
+  assert.equal(run.stderr.match(/would go: \S+/g), [`would go: ${old}`])
+  assert.match(run.stderr, /Would back up to kgc-backup at .*, without a restore test/)
+  assert.equal(await everything(), before)
+})
+
+test('an old backup goes when newer ones are good, all of it; and a lock on the object holds', async () => {
   const before = (await catalog()).runs
-  const oldest = before.at(-1)?.manifest
-  assert.ok(oldest)
-  // Two clocks must say that it is old: the manifest's, and the store's, which only a proxy can turn back.
-  const aged = (body: Buffer) =>
-    Buffer.from(body.toString().replace(/<LastModified>[^<]*/g, '<LastModified>2020-01-01T00:00:00.000Z'))
-  const manifests = (body: Buffer) =>
-    Buffer.from(body.toString().replace(/"started": "[^"]*"/, '"started": "2020-01-01T00:00:00.000Z"'))
-  const proxy = await faultyS3(({ method, path, query }) => {
-    if (method === 'GET' && query.get('list-type') === '2') return { body: aged }
-    return method === 'GET' && path.endsWith(`${oldest.run}/manifest.json`) ? { body: manifests } : 'pass'
-  })
+  const proxy = await oldStore()
   const run = await startBackup([], { S3_ENDPOINT: proxy.endpoint, BACKUP_LOCK_DAYS: '1' }).finally(proxy.close)
   assert.is(run.code, 0, said({ ...run, seconds: 0 }))
-  const now = await catalog()
-  const kept = now.runs.map(({ manifest }) => manifest.run)
-  const fewComplete = before.filter(({ manifest }) => manifest.complete).length < 7
-  if (oldest.complete && fewComplete) assert.ok(kept.includes(oldest.run), 'the newest seven stay whatever their age')
-  else assert.not(kept.includes(oldest.run))
-  const newest = now.runs[0]?.manifest
+  const now = (await catalog()).runs
+  const names = (runs: typeof now) => runs.map(({ manifest }) => manifest.run)
+  assert.equal(
+    names(before).filter((name) => !names(now).includes(name)),
+    [old],
+  )
+  assert.equal(await versionsOf(old), [])
+  assert.not.match(await restic(['snapshots', '--json', '--no-lock']), new RegExp(oldFiles))
+  assert.match(await metricsFile(), /^kgc_backup_prune_denied 0$/m)
+  const newest = now[0]?.manifest
   assert.ok(newest)
   const open = await store()
   const removed = await open.remove(`kgc/runs/${newest.run}/`, `kgc/runs/${newest.run}/manifest.json`)
@@ -355,21 +607,12 @@ test('old backups go when newer ones are good, and a lock on the object holds', 
   assert.is(removed, false, 'a locked backup cannot be removed, also not by the owner of the bucket')
   assert.is((await catalog()).runs[0]?.manifest.run, newest.run)
   // Who may lift the lock can; else it would be in the way of the next test for a day.
-  const { client, s3 } = await s3Client(s3Settings())
-  const Prefix = `kgc/runs/${newest.run}/`
-  const { Versions = [], DeleteMarkers = [] } = await client.send(
-    new s3.ListObjectVersionsCommand({ Bucket: S3.bucket, Prefix }),
-  )
-  for (const { Key, VersionId } of [...Versions, ...DeleteMarkers])
-    await client.send(
-      new s3.DeleteObjectCommand({ Bucket: S3.bucket, Key, VersionId, BypassGovernanceRetention: true }),
-    )
-  client.destroy()
+  await versionsOf(newest.run, { lift: true })
 })
 
 test('no secret is in what was printed', async () => {
   assert.equal(secretsInOutput(), [])
-  const logs = await onServer((host) => host.probe(sh`docker logs ${CONTAINER}`))
+  const logs = await onServer((host) => host.probe(sh`docker logs ${BACKUP_SERVICE}`))
   for (const secret of [s3Keys().secret, s3Keys('writer').secret])
     assert.not(`${logs.stdout}${logs.stderr}`.includes(secret))
 })
