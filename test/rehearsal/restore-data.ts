@@ -14,6 +14,10 @@ INSERT INTO gyors SELECT generate_series(1, 500);
 CREATE TABLE parts (at date, n int) PARTITION BY RANGE (at);
 CREATE TABLE parts_2026 PARTITION OF parts FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
 INSERT INTO parts SELECT '2026-01-01'::date + n % 365, n FROM generate_series(1, 1000) AS n;
+CREATE TABLE "Számlák 2026".cikk (n int, név text);
+CREATE TABLE "Számlák 2026".cikk_régi (év int) INHERITS ("Számlák 2026".cikk);
+INSERT INTO "Számlák 2026".cikk SELECT n, 'új' FROM generate_series(1, 30) AS n;
+INSERT INTO "Számlák 2026".cikk_régi SELECT n, 'régi', 1999 FROM generate_series(1, 12) AS n;
 CREATE SEQUENCE receipt START 4711;
 SELECT nextval('receipt');
 CREATE MATERIALIZED VIEW sums AS SELECT count(*) AS n FROM "Számlák 2026"."Tétel; drop";
@@ -27,7 +31,11 @@ ALTER ROLE kgc_a IN DATABASE kgc SET statement_timeout = '77s';
 ALTER DATABASE kgc CONNECTION LIMIT 150;
 CREATE ROLE auditor;
 GRANT TEMPORARY ON DATABASE kgc TO auditor WITH GRANT OPTION;
-GRANT SELECT ON ALL TABLES IN SCHEMA "Számlák 2026" TO auditor;`
+GRANT SELECT ON ALL TABLES IN SCHEMA "Számlák 2026" TO auditor;
+CREATE EXTENSION IF NOT EXISTS vector;
+CREATE TABLE "Számlák 2026".hasonló (id int PRIMARY KEY, irány vector(3));
+INSERT INTO "Számlák 2026".hasonló SELECT i, ARRAY[i % 7, i % 11, i % 13]::vector FROM generate_series(1, 500) AS i;
+CREATE INDEX ON "Számlák 2026".hasonló USING hnsw (irány vector_l2_ops);`
 
 /** One line per table, sequence and large object of a database, with a hash of all that is in it. */
 export const CONTENT = `

@@ -1,25 +1,25 @@
-import { readFileSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { readCatalog } from '../../../lib/backup/catalog.ts'
 import { MANIFEST, type Manifest, parseManifest, runKey } from '../../../lib/backup/manifest.ts'
 import { type ObjectStore, openStore } from '../../../lib/backup/object-store.ts'
 import { loadConfig } from '../../../lib/config.ts'
-import { createLog } from '../../../lib/log.ts'
-import { withDownloads } from '../../../lib/restore/fetch.ts'
-import { openEncrypted, readIdentities } from '../../../lib/restore/identity.ts'
-import { pickDatabases, pickRun } from '../../../lib/restore/plan.ts'
-import { fill, psql, spool, withWorkshop } from '../../../lib/restore/server.ts'
-import { COUNT_ROWS, createBeside } from '../../../lib/restore/sql.ts'
+import { EXCHANGE } from '../../../lib/layout.ts'
+import { download } from '../../../lib/restore/fetch.ts'
+import { psql } from '../../../lib/restore/server.ts'
+import { COUNT_ROWS } from '../../../lib/restore/sql.ts'
 import { script, sh } from '../../../lib/shell.ts'
-import { grafana, queue } from '../backup.ts'
-import { local } from '../engine.ts'
+import { grafana, queue, startBackup } from '../backup.ts'
+import { docker, local } from '../engine.ts'
 import {
   ENV_FILE,
   envWith,
   front,
   onServer,
+  onTerminal,
   operatorEnv,
   type Run,
   rehearsal,
@@ -31,13 +31,15 @@ import {
   startScript,
 } from '../harness.ts'
 import { startLoad } from '../load.ts'
-import { inState } from '../names.ts'
-import { CONTENT, DATA, LARGE, properties } from '../restore-data.ts'
+import { inState, SERVER } from '../names.ts'
+import { CONTENT, DATA, properties } from '../restore-data.ts'
 import { inServer, until } from '../server.ts'
 
 const test = suite('restore')
 
 const SOAK = process.env.SOAK === '1'
+/** The seconds that the applications of a database may be away. */
+const AWAY_SECONDS = 30
 const BESIDE = /_(restore|old|copy)_\d{8}t\d{6}$/
 
 let store: ObjectStore
@@ -46,6 +48,8 @@ let prefix = ''
 let good: Manifest
 let content = ''
 let uploads = ''
+/** Owner, grants and settings of kgc. */
+let kept = ''
 const forgedRuns: string[] = []
 
 const inUploads = (text: string) =>
@@ -71,28 +75,49 @@ const failsWith = (run: Run, code: number, message: RegExp) => {
   assert.match(run.stderr, message, said(run))
 }
 
+/** Waits until the smoke test passes; what it said at last is in the error. */
+async function siteIsWhole(limitSeconds: number): Promise<void> {
+  let last: Run | undefined
+  const passes = async () => {
+    last = await runScript('smoke-test')
+    return last.code === 0
+  }
+  await until(passes, 'the site to be whole', limitSeconds).catch(async (error) => {
+    throw new Error(`${error.message}\n${last && said(last)}\n${await services()}`)
+  })
+}
+
 async function dropBeside(): Promise<void> {
   for (const name of await beside()) await sql(`DROP DATABASE ${name} WITH (FORCE)`)
 }
 
-/** A run of its own made from the good one, with other objects or another manifest. */
+const bytesOf = async (key: string): Promise<Buffer> => {
+  const chunks = []
+  for await (const chunk of store.get(key)) chunks.push(chunk)
+  return Buffer.concat(chunks)
+}
+const flip = (bytes: Buffer, where: number, bit: number): Buffer => {
+  bytes[where] = (bytes[where] ?? 0) ^ (1 << bit)
+  return bytes
+}
+
+/** A run of its own made from the good one, with another object for one of its databases or another manifest. */
 async function forgeRun(
-  change: (manifest: Manifest, kgc: Manifest['databases'][number]) => void,
+  change: (manifest: Manifest, one: Manifest['databases'][number]) => void,
   object?: (content: Buffer) => Buffer,
+  name = 'kgc',
 ): Promise<string> {
   const forged = structuredClone(good)
-  const kgc = forged.databases.find(({ name }) => name === 'kgc')
+  const kgc = forged.databases.find((one) => one.name === name)
   assert.ok(kgc)
   forged.run = `${good.run}-${Math.random().toString(36).slice(2, 8)}`
   forgedRuns.push(forged.run)
   // Older than the good one, so that none of them is ever the newest.
   forged.started = '2026-01-01T00:00:00.000Z'
   if (object) {
-    const chunks = []
-    for await (const chunk of store.get(kgc.key)) chunks.push(chunk)
-    kgc.key = runKey(prefix, forged.run, 'kgc')
+    const bytes = object(await bytesOf(kgc.key))
+    kgc.key = runKey(prefix, forged.run, name)
     kgc.versionId = undefined
-    const bytes = object(Buffer.concat(chunks))
     await store.put(
       kgc.key,
       (async function* () {
@@ -134,6 +159,7 @@ CREATE EVENT TRIGGER no ON ddl_command_start EXECUTE FUNCTION no()`,
   await queue('rpush queue:kept one two')
   await grafana("CREATE TABLE IF NOT EXISTS kept (word text); DELETE FROM kept; INSERT INTO kept VALUES ('dashboard')")
   content = await sql(CONTENT, 'kgc')
+  kept = await sql(properties('kgc'))
   console.log((await serverRead(sh`docker exec kgc-backup-service-1 backup`)).split('\n').pop())
   await sql('DROP EVENT TRIGGER no; DROP FUNCTION no()', 'horilla')
   const runs = await store.list(`${prefix}/runs/`)
@@ -155,6 +181,20 @@ test('lists the backups from the bucket alone, with nothing but its keys', async
   assert.match(run.stdout, new RegExp(`^${good.run} .* complete `, 'm'))
 })
 
+test('objects without a manifest are no backup, and a manifest that cannot be read hides no other', async () => {
+  const text = (key: string, content: string) => store.putText(key, content)
+  forgedRuns.push('no-manifest', 'no-json')
+  await text(runKey(prefix, 'no-manifest', 'kgc'), 'a dump that was cut off')
+  await text(runKey(prefix, 'no-json', MANIFEST), '{"schema":1,')
+  failsWith(await restoreKgc(['--run', 'no-manifest']), 2, /There is no backup no-manifest/)
+  const older = await forgeRun((manifest) => {
+    manifest.started = '2025-12-31T23:00:00.000Z'
+  })
+  const run = await restore(['--db', 'kgc', '--before', '2026-01-01 00:30', '--dry-run'])
+  assert.is(run.code, 0, said(run))
+  assert.match(run.stdout, new RegExp(`from the backup ${older} of `))
+})
+
 test('a dry run prints what would be lost and every command, and changes nothing', async () => {
   const before = await untouched()
   const run = await restore(['--db', 'kgc', '--dry-run'])
@@ -164,8 +204,19 @@ test('a dry run prints what would be lost and every command, and changes nothing
 })
 
 test('asks for the name, and takes no other', async () => {
-  failsWith(await restore(['--db', 'kgc']), 2, /Lost from what serves: [\s\S]*Give --confirm kgc/)
+  await sql("INSERT INTO work (id) VALUES ('typed')", 'kgc')
+  const run = await restore(['--db', 'kgc'])
+  failsWith(
+    run,
+    2,
+    /kgc goes back \d+ min, to 2026.* rows that were added \(.*public\.work 1\b[\s\S]*Give --confirm kgc/,
+  )
+  assert.match(run.stderr, new RegExp(`On ${SERVER.address.replaceAll('.', '\\.')}, from the backup ${good.run}`))
   failsWith(await restore(['--db', 'kgc', '--confirm', 'yes']), 2, /--confirm yes is not kgc/)
+  const typed = await onTerminal('restore', ['--db', 'kgc'], /Type .* to go on/, 'kgd')
+  assert.is(typed.code, 2, typed.shown)
+  assert.match(typed.shown, /Type kgc to go on[\s\S]*Not confirmed; nothing was changed/)
+  await sql("DELETE FROM work WHERE id = 'typed'", 'kgc')
   assert.equal(await beside(), [])
 })
 
@@ -190,19 +241,43 @@ test('refuses, before anything is touched, what cannot work', async () => {
   assert.equal(await untouched(), before)
 })
 
-const FLIPS = SOAK ? 100 : 3
+const PLACES = SOAK ? 100 : 20
 
-test(`notices a flipped bit at ${FLIPS} random places, and an object cut short, before a database is touched`, async () => {
+test(`notices every single bit flipped at ${PLACES} random places of what is stored, as it comes in`, async () => {
+  const [kgc] = good.databases.filter(({ name }) => name === 'kgc')
+  assert.ok(kgc)
+  const bytes = await bytesOf(kgc.key)
+  const folder = mkdtempSync(join(tmpdir(), 'kgc-flips-'))
+  const comesIn = (content: Buffer, name: string) => {
+    async function* get() {
+      yield content
+    }
+    return download({ get }, kgc, join(folder, name)).then(
+      () => 'taken',
+      (error: Error) => error.message,
+    )
+  }
+  try {
+    assert.is(await comesIn(bytes, 'whole'), 'taken')
+    for (let i = 0; i < PLACES; i++) {
+      const where = Math.floor(Math.random() * bytes.length)
+      assert.match(await comesIn(flip(bytes, where, i % 8), `${i}`), /its content is not what was stored/)
+      flip(bytes, where, i % 8)
+    }
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
+})
+
+const FLIPS = SOAK ? 20 : 1
+
+test(`notices a bit flipped in the bucket (${FLIPS} times), and an object cut short, before a database is touched`, async () => {
   const before = await untouched()
   for (let i = 0; i < FLIPS; i++) {
     const at = Math.random()
     const flipped = await forgeRun(
       () => {},
-      (bytes) => {
-        const where = Math.floor(at * bytes.length)
-        bytes[where] = (bytes[where] ?? 0) ^ (1 << (i % 8))
-        return bytes
-      },
+      (bytes) => flip(bytes, Math.floor(at * bytes.length), i % 8),
     )
     failsWith(await restoreKgc(['--run', flipped]), 1, /its content is not what was stored/)
   }
@@ -211,6 +286,13 @@ test(`notices a flipped bit at ${FLIPS} random places, and an object cut short, 
     (bytes) => bytes.subarray(0, -1),
   )
   failsWith(await restoreKgc(['--run', short]), 1, /it has \d+ bytes, and had \d+ when it was stored/)
+  const second = await forgeRun(
+    () => {},
+    (bytes) => flip(bytes, bytes.length >> 1, 1),
+    'twenty',
+  )
+  const both = await restore(['--db', 'kgc,twenty', '--confirm', 'kgc,twenty', '--run', second])
+  failsWith(both, 1, /twenty is damaged: its content is not what was stored/)
   assert.equal(await untouched(), before)
 })
 
@@ -230,7 +312,6 @@ test('a manifest that says otherwise than the dump is noticed beside, and what w
 })
 
 test('restores while the application writes: all of it as it was, owner, grants and settings kept, nothing lost', async () => {
-  const kept = await sql(properties('kgc'))
   await sql(
     'DELETE FROM "Számlák 2026"."Tétel; drop" WHERE id % 2 = 0; DROP TABLE gyors; SELECT lo_unlink(4242)',
     'kgc',
@@ -241,9 +322,14 @@ test('restores while the application writes: all of it as it was, owner, grants 
   try {
     await until(async () => run.output.stderr.includes('::group::Send kgc'), 'the restore to begin')
     failsWith(await runScript('deploy', ['v2']), 3, /Another run holds the lock .* restore of kgc by/)
+    const backup = await startBackup()
+    assert.is(backup.code, 3, `${backup.stdout}${backup.stderr}`)
+    assert.match(backup.stderr, /Another backup, a restore or a migration is running/)
     const ended = await run.ended
     assert.is(ended.code, 0, said(ended))
-    console.log(`  ${ended.stdout.split('\n').find((line) => line.includes('away for'))}`)
+    const [, away] = /were away for ([\d.]+) s/.exec(ended.stdout) ?? []
+    console.log(`  kgc was away for ${away} s`)
+    assert.ok(Number(away) < AWAY_SECONDS, `away for ${away} s`)
   } finally {
     const report = await load.stop()
     const lost = report.lost.map(({ msSinceStart }) => msSinceStart)
@@ -265,6 +351,10 @@ test('restores while the application writes: all of it as it was, owner, grants 
   assert.is(await sql(properties('kgc')), kept)
   assert.is(await sql('SELECT count(*) FROM work WHERE id = $$after the backup$$', 'kgc'), '0')
   assert.is(await sql('SELECT count(*) > 0 FROM pg_stats WHERE tablename = $$gyors$$', 'kgc'), 't')
+  assert.is(
+    await sql("SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%USING hnsw%' AND tablename = 'hasonló'", 'kgc'),
+    '1',
+  )
 })
 
 test('--undo brings back what served before, and can itself be undone', async () => {
@@ -303,16 +393,65 @@ test('--keep-side leaves a copy to take one table from, and what serves alone', 
   assert.match(await sql('SELECT id FROM work', 'kgc'), /^in the backup$/m)
 })
 
-test('a restored database that its application cannot work with is swapped back', async () => {
-  await dropBeside()
+test('a backup that runs is waited for', async () => {
+  const holder = await serverRead(
+    script('flock -F -n /opt/kgc/state/backup/lock sleep 60 > /dev/null 2>&1 < /dev/null & echo $!'),
+  )
   const before = await untouched()
-  const run = await restore(['--db', 'horilla', '--confirm', 'horilla'])
-  failsWith(run, 4, /application did not become healthy[\s\S]*It was exchanged back: what served before serves/)
-  assert.equal((await untouched())[2], before[2])
-  assert.is(await sql('SELECT count(*) FROM pg_event_trigger', 'horilla'), '0')
+  try {
+    failsWith(await restoreKgc([]), 3, /A backup is running/)
+  } finally {
+    await serverRead(sh`kill ${holder}`)
+  }
+  assert.equal(await untouched(), before)
 })
 
-test('restores the files with owner, rights and times, keeps what was there, and undoes it', async () => {
+const ADDED = 'CREATE TABLE added AS SELECT 1 AS n'
+const hasAdded = (database: string) => sql("SELECT to_regclass('added') IS NOT NULL", database)
+
+test('when one of several databases does not work with its application, none of them and no file is exchanged', async () => {
+  await dropBeside()
+  await inUploads('echo later > later')
+  await sql(ADDED, 'twenty')
+  const before = await untouched()
+  const run = await restore(['--db', 'twenty,horilla', '--files', '--confirm', 'twenty,horilla,files'])
+  failsWith(run, 4, /application did not become healthy[\s\S]*It was exchanged back: what served before serves/)
+  assert.equal(await untouched(), before)
+  assert.is(await sql('SELECT count(*) FROM pg_event_trigger', 'horilla'), '0')
+  assert.is(await hasAdded('twenty'), 't')
+  assert.is(await inUploads('cat later; ls -d .files_* 2> /dev/null || true'), 'later')
+})
+
+test('restores everything in one outage, and one --undo takes all of it back', async () => {
+  const working = await forgeRun((manifest) => {
+    manifest.databases = manifest.databases.filter(({ name }) => name !== 'horilla')
+  })
+  const names = good.databases.map(({ name }) => name).filter((name) => name !== 'horilla')
+  await sql("INSERT INTO work (id) VALUES ('after')", 'kgc')
+  await sql(ADDED, 'chatwoot')
+  const run = await restore(['--all', '--run', working, '--confirm', [...names, 'files'].join(',')])
+  assert.is(run.code, 0, said(run))
+  assert.is(run.stderr.match(/✔ Swap /g)?.length, 1, said(run))
+  console.log(`  ${/The applications of .* were away for [\d.]+ s/.exec(run.stdout)?.[0]}`)
+  assert.is(await sql(CONTENT, 'kgc'), content)
+  assert.is(await sql("SELECT count(*) FROM work WHERE id = 'after'", 'kgc'), '0')
+  assert.equal([await hasAdded('twenty'), await hasAdded('chatwoot')], ['f', 'f'])
+  assert.is(await inUploads(STATE_OF_UPLOADS), uploads)
+  assert.is(await inUploads('ls later 2> /dev/null || true'), '')
+
+  const undone = await restore(['--undo', '--confirm', 'chatwoot,files,kgc,twenty'])
+  assert.is(undone.code, 0, said(undone))
+  assert.is(await sql("SELECT count(*) FROM work WHERE id = 'after'", 'kgc'), '1')
+  assert.equal([await hasAdded('twenty'), await hasAdded('chatwoot')], ['t', 't'])
+  assert.is(await inUploads('cat later'), 'later')
+  for (const database of ['twenty', 'chatwoot']) await sql('DROP TABLE added', database)
+  await dropBeside()
+  await inUploads('rm -rf later ../../kgc_*/_data/.files_*')
+})
+
+// The restore of everything compares the files, too.
+const withSoak = SOAK ? test : () => {}
+withSoak('restores the files with owner, rights and times, keeps what was there, and undoes it', async () => {
   await inUploads(`rm számla/kép; echo changed > 'számla/a b'; echo later > later`)
   const run = await restore(['--files', '--confirm', 'files'])
   assert.is(run.code, 0, said(run))
@@ -320,32 +459,37 @@ test('restores the files with owner, rights and times, keeps what was there, and
   const status = await restore(['--status'])
   const [old = ''] = /files_old_\w+/.exec(status.stdout) ?? []
   assert.is(await inUploads(`cat .${old}/later '.${old}/számla/a b'`), 'later\nchanged')
-  if (SOAK) {
-    assert.is((await restore(['--undo', '--confirm', 'files'])).code, 0)
-    assert.is(await inUploads(`cat later 'számla/a b'`), 'later\nchanged')
-    await inUploads('rm -rf ../../kgc_*/_data/.files_*')
-    return
-  }
-  const dropped = await restore(['--drop', old, '--confirm', old])
+  const undone = await restore(['--undo', '--files', '--confirm', 'files'])
+  assert.is(undone.code, 0, said(undone))
+  assert.is(await inUploads(`cat later 'számla/a b'`), 'later\nchanged')
+  const restored = (await inUploads('ls -d .files_old_*')).slice(1)
+  assert.is.not(restored, old)
+  const dropped = await restore(['--drop', restored, '--confirm', restored])
   assert.is(dropped.code, 0, said(dropped))
   assert.is(await inUploads('ls -d .files_* 2> /dev/null || true'), '')
 })
 
-test('a disk that fills up while a dump arrives leaves what serves, and everything works when it is emptied', async () => {
-  const filler = '/opt/kgc/filler'
-  const serves = await servedVersion()
-  const run = startScript('restore', ['--db', 'kgc', '--confirm', 'kgc'], { GITHUB_ACTIONS: 'true' })
-  try {
-    await until(async () => run.output.stderr.includes('::group::Download kgc'), 'the download')
-    await serverRead(script(`fallocate -l $(( $(df -Pk /opt/kgc | awk 'NR > 1 { print $4 }') - 1024 ))K ${filler}`))
-    const ended = await run.ended
-    failsWith(ended, 1, /No space left on device[\s\S]*What served before serves/)
-  } finally {
-    await serverRead(sh`rm -f ${filler}`)
-  }
-  assert.is(await servedVersion(), serves)
-  failsWith(await restore(['--db', 'kgc', '--confirm', 'kgc', '--dry-run']), 0, /Dry run/)
-})
+const FULL = {
+  'a dump arrives': '::group::Download kgc',
+  ...(SOAK ? { 'it is restored': '::group::Restore kgc' } : {}),
+}
+
+for (const [when, group] of Object.entries(FULL))
+  test(`a disk that fills up while ${when} leaves what serves, and everything works when it is emptied`, async () => {
+    const filler = '/opt/kgc/filler'
+    const serves = await servedVersion()
+    const run = startScript('restore', ['--db', 'kgc', '--confirm', 'kgc'], { GITHUB_ACTIONS: 'true' })
+    try {
+      await until(async () => run.output.stderr.includes(group), when)
+      await serverRead(script(`fallocate -l $(( $(df -Pk /opt/kgc | awk 'NR > 1 { print $4 }') - 1024 ))K ${filler}`))
+      const ended = await run.ended
+      failsWith(ended, 1, /No space left on device[\s\S]*What served before serves/)
+    } finally {
+      await serverRead(sh`rm -f ${filler}`)
+    }
+    assert.is(await servedVersion(), serves)
+    failsWith(await restore(['--db', 'kgc', '--confirm', 'kgc', '--dry-run']), 0, /Dry run/)
+  })
 
 /** As the running script prints them. */
 const STEPS = [
@@ -360,7 +504,7 @@ const STEPS = [
   'Swap',
 ]
 let moment = 0
-for (const step of SOAK ? STEPS : ['Restore', 'Swap']) {
+for (const step of SOAK ? STEPS : []) {
   test(`killed in the step ${step}: one whole database serves, and the next restore cleans up and works`, async () => {
     await dropBeside()
     await sql("INSERT INTO work (id) VALUES ('mark') ON CONFLICT DO NOTHING", 'kgc')
@@ -371,7 +515,7 @@ for (const step of SOAK ? STEPS : ['Restore', 'Swap']) {
     run.child.kill('SIGKILL')
     await run.ended
     // The exchange is one script on the server, which goes on.
-    await until(async () => (await runScript('smoke-test')).code === 0, 'the site to be whole', 120)
+    await siteIsWhole(120)
     const next = await restore(['--db', 'kgc', '--confirm', 'kgc', '--wait', '60'])
     assert.is(next.code, 0, said(next))
     assert.is(await sql(CONTENT, 'kgc'), content)
@@ -380,6 +524,56 @@ for (const step of SOAK ? STEPS : ['Restore', 'Swap']) {
       (await beside()).filter((name) => name.includes('_restore_')),
       [],
     )
+    assert.not.match(await services(), / always|[0-9a-f]{12}$/)
+  })
+}
+
+const RESTARTS = {
+  'the server': () => docker(sh`restart -t 0 ${SERVER.container}`, 120),
+  "the restore's own container": () => serverRead(sh`docker kill -s KILL kgc-restore`),
+  // What `docker kill` ends stays stopped.
+  PostgreSQL: () => serverRead(script("kill -9 $(docker inspect -f '{{.State.Pid}}' kgc-postgres-1)")),
+}
+const CUTS: [keyof typeof RESTARTS, 'Restore kgc' | 'Swap'][] = [
+  ['the server', 'Swap'],
+  ...(SOAK
+    ? ([
+        ['the server', 'Restore kgc'],
+        ["the restore's own container", 'Restore kgc'],
+        ['PostgreSQL', 'Restore kgc'],
+      ] as const)
+    : []),
+].map(([what, step]) => [what, step] as (typeof CUTS)[number])
+
+for (const [what, step] of CUTS) {
+  test(`${what} is killed in the step ${step}: the site comes back by itself, and the next restore completes what was cut off`, async () => {
+    await dropBeside()
+    await inUploads(`rm -rf ../../kgc_*/_data/.files_*; echo changed > 'számla/a b'`)
+    await sql("INSERT INTO work (id) VALUES ('mark') ON CONFLICT DO NOTHING", 'kgc')
+    const args = ['--db', 'kgc', '--files', '--confirm', 'kgc,files']
+    const run = startScript('restore', args, { GITHUB_ACTIONS: 'true' })
+    await Promise.race([until(async () => run.output.stderr.includes(`::group::${step}`), step, 120), run.ended])
+    const note = sh`test -e ${`/opt/kgc/${EXCHANGE}`}`
+    if (step === 'Swap')
+      await until(async () => (await onServer((host) => host.probe(note))).code === 0, 'the exchange')
+    await RESTARTS[what]()
+    const ended = await run.ended
+    assert.is.not(ended.code, 0, said(ended))
+    await siteIsWhole(180)
+    const mark = () => sql("SELECT count(*) FROM work WHERE id = 'mark'", 'kgc')
+    if (step === 'Swap') {
+      const status = await restore(['--status'])
+      assert.match(status.stdout, /The exchange of kgc, files works now, or was cut off half way/, said(status))
+    } else assert.is(await mark(), '1', said(ended))
+
+    const next = await restore([...args, '--wait', '60'])
+    assert.is(next.code, 0, said(next))
+    assert.match(next.stderr, step === 'Swap' ? /Complete the exchange of kgc, files/ : /Swap/)
+    assert.is(await sql(CONTENT, 'kgc'), content)
+    assert.is(await mark(), '0')
+    assert.is(await inUploads(STATE_OF_UPLOADS), uploads)
+    const status = await restore(['--status'])
+    assert.not.match(status.stdout, /exchange|not whole/)
     assert.not.match(await services(), / always|[0-9a-f]{12}$/)
   })
 }
@@ -403,34 +597,25 @@ test('restores the queue of jobs and Grafana by themselves, and undoes it', asyn
 })
 
 if (SOAK)
-  test('figures with 1.6 GB', async () => {
-    await dropBeside()
-    await onServer((host) => host.read(psql(LARGE, 'kgc'), { timeout: 1800 }))
-    console.log(`  database: ${await sql("SELECT pg_size_pretty(pg_database_size('kgc'))")}`)
-    const backup = await onServer((host) => host.read(sh`docker exec kgc-backup-service-1 backup`, { timeout: 1800 }))
-    console.log(`  ${backup.split('\n').pop()}`)
-    const run = await restore(['--db', 'kgc', '--confirm', 'kgc'])
-    assert.is(run.code, 0, said(run))
-    console.log(`${run.stderr}${run.stdout}  in all ${run.seconds.toFixed(1)} s`)
-    const newest = pickRun(await readCatalog(store), {})
-    const [kgc] = pickDatabases(newest, ['kgc'])
-    assert.ok(kgc)
-    const identities = readIdentities(inState('age-identity.txt'))
-    await withDownloads(createLog(), store, [kgc], (files) =>
-      onServer(async (host) => {
-        for (const jobs of [1, 2, 1, 2])
-          await withWorkshop(host, async () => {
-            await spool(host, 'kgc', await openEncrypted(files.kgc ?? '', identities), () => {})
-            await host.read(psql(createBeside('kgc_restore_20260101t000000', kgc, 'figures')))
-            const began = performance.now()
-            await fill(host, 'kgc_restore_20260101t000000', 'kgc', jobs)
-            console.log(`  pg_restore -j ${jobs}: ${((performance.now() - began) / 1000).toFixed(1)} s`)
-            await host.read(psql('DROP DATABASE kgc_restore_20260101t000000 WITH (FORCE)'))
-          })
-      }),
+  test("PostgreSQL's volume is lost: a deploy of what serves and --all --other-server bring everything back, roles too", async () => {
+    await serverRead(
+      script(
+        `volume=$(docker inspect -f '{{range .Mounts}}{{.Name}} {{end}}' kgc-postgres-1 | grep -oE 'kgc_postgres-data\\S*'); docker rm -f kgc-postgres-1 kgc-pitr-1; docker volume rm $volume`,
+      ),
     )
-    await dropBeside()
-    await sql('DROP TABLE large_rows, large_documents, large_bytes', 'kgc')
+    const deployed = await runScript('deploy', [await servedVersion()])
+    assert.is(deployed.code, 0, said(deployed))
+    const working = await forgeRun((manifest) => {
+      manifest.databases = manifest.databases.filter(({ name }) => name !== 'horilla')
+    })
+    const names = good.databases.map(({ name }) => name).filter((name) => name !== 'horilla')
+    const args = ['--all', '--run', working, '--confirm', [...names, 'files'].join(',')]
+    failsWith(await restore(args), 1, /of another server.*When that is meant: --other-server/)
+    const run = await restore([...args, '--other-server'])
+    assert.is(run.code, 0, said(run))
+    assert.is(await sql(CONTENT, 'kgc'), content)
+    assert.is(await sql(properties('kgc')), kept)
+    assert.is((await runScript('smoke-test')).code, 0)
   })
 
 test('shows no secret', () => assert.equal(secretsInOutput(), []))

@@ -6,7 +6,8 @@ import { openStore } from '../../../lib/backup/object-store.ts'
 import { compose } from '../../../lib/compose.ts'
 import { ROOT } from '../../../lib/layout.ts'
 import { script, sh } from '../../../lib/shell.ts'
-import { inContainer, rehearsal, runScript, said, serverRead, startScript } from '../harness.ts'
+import { startBackup } from '../backup.ts'
+import { inContainer, rehearsal, runScript, said, servedVersion, serverRead, startScript } from '../harness.ts'
 import { SERVER } from '../names.ts'
 import { s3Settings } from '../s3.ts'
 import { until } from '../server.ts'
@@ -67,13 +68,18 @@ test('off by default: the plain image, nothing archived, no way out', async () =
   assert.is(found.trim(), 'pgvector/pgvector:0.8.6-pg15-bookworm kgc_database-net')
   assert.is(await sql("SELECT current_setting('archive_mode') || current_setting('archive_timeout')"), 'off0')
   assert.not.match(await serverRead(compose(sh`config --services`)), /^(pitr|postgres-restore)$/m)
+  assert.is(await metric('pg_settings_archive_timeout_seconds'), 0)
   const run = await restore('--time', 'newest')
   assert.is(run.code, 1, said(run))
   assert.match(run.stderr, /Point in time recovery is off/)
 })
 
-test('on by one variable: a backup is made by itself, and the log follows', async () => {
-  await switchPitr(true)
+test('on by one variable and a deploy of the stack: a backup is made by itself, and the log follows', async () => {
+  await onServer('echo PITR=on >> .env')
+  const run = await runScript('deploy', [await servedVersion(), '--stack'])
+  assert.is(run.code, 0, said(run))
+  assert.not.match(run.stderr, /not all came up/)
+  assert.is(await metric('pg_settings_archive_timeout_seconds'), 60)
   await backedUp()
   assert.is(await keeper('gap'), '')
   assert.match(
@@ -86,11 +92,16 @@ test('on by one variable: a backup is made by itself, and the log follows', asyn
   )
 })
 
-test('what is in S3 is read whole, and a byte that changed is noticed', async () => {
+test('the nightly dump goes on as before', async () => {
+  const { code, stdout, stderr } = await startBackup()
+  assert.is(code, 0, `${stdout}${stderr}`)
+})
+
+// A minute and a half: pgBackRest reads file by file.
+const withSoak = soak ? test : () => {}
+withSoak('what is in S3 is read whole, and a byte that changed is noticed', async () => {
   const verify = () => serverRead(script('docker exec -u postgres kgc-pitr-1 /opt/pitr/keep.sh verify || true'))
   const result = async () => /verify_ok (\d)/.exec(await onServer('cat state/pitr/metrics/kgc_pitr_verify.prom'))?.[1]
-  assert.is(await verify(), '')
-  assert.is(await result(), '1')
   const open = await openStore(s3Settings())
   const bundle = (await open.list('kgc/pitr/backup/kgc/')).find(({ key, size }) => /bundle/.test(key) && size > 10_000)
   assert.ok(bundle)
@@ -109,6 +120,7 @@ test('what is in S3 is read whole, and a byte that changed is noticed', async ()
     open.close()
   }
   assert.is(await verify(), '')
+  assert.is(await result(), '1')
 })
 
 /** Changes what pgBackRest in the postgres container reads. */
@@ -124,7 +136,8 @@ const counted = async (name: string, work: () => Promise<unknown>) => {
   await until(async () => (await metric(name)) > before, `${name} above ${before}`, 120)
 }
 
-test('S3 refuses: counted for the alert, nobody is thrown out, and nothing is lost', async () => {
+// The archiver rests for a minute after three failures.
+withSoak('S3 refuses: counted for the alert, nobody is thrown out, and nothing is lost', async () => {
   const started = await sql('SELECT pg_postmaster_start_time()')
   const session = serverRead(
     sh`docker exec kgc-postgres-1 psql -U postgres -XAtqc ${"SELECT pg_sleep(10), 'still here'"}`,
@@ -135,7 +148,7 @@ test('S3 refuses: counted for the alert, nobody is thrown out, and nothing is lo
   }).finally(() => conf('s/^repo1-s3-key=WRONG/repo1-s3-key=/'))
   assert.match(await session, /still here/)
   await counted('pg_stat_archiver_archived_count', async () => {
-    // Wakes the archiver, which rests for a minute after three failures.
+    // Wakes the archiver.
     await nextPiece()
   })
   assert.is(await sql('SELECT pg_postmaster_start_time()'), started)
@@ -233,7 +246,7 @@ test('one table is copied out of the past; then the server is killed and its vol
   )
   assert.is(await sql('SELECT count(*) FROM copied'), '300')
 
-  // Longer than archive_timeout, and up to the very end.
+  // Up to the very end; longer than archive_timeout where there is time.
   const seconds = soak ? 100 : 65
   const tick = sh`docker exec kgc-postgres-1 psql -U postgres -qd kgc -c ${'INSERT INTO ticks DEFAULT VALUES'}`
   await serverRead(
