@@ -308,7 +308,7 @@ test('name every variable and secret as lib/settings.ts does', () => {
 
 // ── the scripts, run as GitHub runs them: bash -e, the step's environment, and files for outputs and summary ──
 
-type Ran = { status: number | null; output: string; outputs: string }
+type Ran = { status: number | null; output: string; outputs: string; summary: string }
 
 function runStep(step: Step, env: Env, tools: Record<string, string> = {}): Ran {
   const home = mkdtempSync(join(folder, 'step-'))
@@ -324,16 +324,65 @@ function runStep(step: Step, env: Env, tools: Record<string, string> = {}): Ran 
       PATH: `${home}:${process.env.PATH}`,
       RUNNER_TEMP: home,
       GITHUB_OUTPUT: join(home, 'outputs'),
+      GITHUB_STEP_SUMMARY: join(home, 'summary'),
       GITHUB_ACTOR: 'dev',
     },
     encoding: 'utf8',
     timeout: 20_000,
   })
-  const outputs = statSync(join(home, 'outputs'), { throwIfNoEntry: false })
-    ? readFileSync(join(home, 'outputs'), 'utf8')
-    : ''
-  return { status, output: stdout + stderr, outputs }
+  const written = (name: string) => {
+    const file = join(home, name)
+    return statSync(file, { throwIfNoEntry: false }) ? readFileSync(file, 'utf8') : ''
+  }
+  return { status, output: stdout + stderr, outputs: written('outputs'), summary: written('summary') }
 }
+
+test('build from the repositories that variables name, test first, and push vN and latest', () => {
+  for (const part of ['backend', 'frontend'])
+    assert.match(
+      workflow('deploy').jobs[part]?.with?.repository ?? '',
+      new RegExp(`vars\\.${part.toUpperCase()}_REPOSITORY \\|\\| `),
+    )
+  const steps = workflow('image').jobs.image?.steps ?? []
+  const order = ['Test', 'Build', 'Build and push the image'].map((name) =>
+    steps.findIndex((step) => step.name === name),
+  )
+  assert.equal(
+    order,
+    [...order].sort((a, b) => a - b),
+  )
+  assert.not(order.includes(-1))
+  assert.equal((steps[order[2] ?? -1]?.with?.tags ?? '').trim().split(/\s*\n\s*/), [
+    `${expression('env.IMAGE')}:${expression('env.VERSION')}`,
+    `${expression('env.IMAGE')}:latest`,
+  ])
+})
+
+test('show the table of releases in the summary of the job', () => {
+  for (const [name, job] of [
+    ['deploy', 'deploy'],
+    ['rollback', 'rollback'],
+  ] as const) {
+    const { status, summary } = runStep(
+      stepOf(name, job, 'Show the releases'),
+      { BACKEND_DIGEST: '', FRONTEND_DIGEST: 'sha256:abc' },
+      { node: 'echo "table of $*"' },
+    )
+    assert.is(status, 0)
+    assert.match(summary, /^```\ntable of --import tsx scripts\/rollback\.ts --list\n```$/m)
+    assert.is(summary.includes('- frontend of this run: `sha256:abc`'), name === 'deploy')
+  }
+})
+
+test("let another repository start the deploy, in the runbooks' own repository", () => {
+  const { status, output } = runStep(
+    stepOf('request-deploy', 'request', 'Start the deploy'),
+    { OPERATIONS: 'kgc/operations', GITHUB_SERVER_URL: 'https://github.example' },
+    { gh: 'echo "[$*]"' },
+  )
+  assert.is(status, 0)
+  assert.match(output, /^\[workflow run deploy\.yml --repo kgc\/operations --ref main\]$/m)
+})
 
 const look = stepOf('image', 'image', 'Look')
 const registrySays = (answer: string): Ran =>

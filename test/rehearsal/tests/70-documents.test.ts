@@ -12,7 +12,10 @@ const test = suite('every command that the documents print')
 
 type Block = { where: string; heading: string; lines: string[] }
 
-/** The fenced blocks of a document: ```sh for the operator's machine, ```sh asks when it asks first, ```sh server for the server. */
+/**
+ * The fenced blocks of a document: ```sh for the operator's machine, ```sh asks when it asks first, ```sh server for the user
+ * deploy on the server, ```sh admin for the admin user there.
+ */
 function blocksOf(document: string): Block[] {
   const text = readFileSync(join(PROJECT_DIR, document), 'utf8')
   let heading = document
@@ -27,12 +30,18 @@ function blocksOf(document: string): Block[] {
 }
 
 /** What CI itself runs, or this very test is part of: not run again from inside. */
-const RUN_BY_CI = ['npm ci', 'npm run rehearse', 'npm test']
+const RUN_BY_CI = ['npm ci', 'npm run rehearse']
 
-/** The books' examples go from v2 back to v1. */
+/** The release that a command deploys, and the one that it goes back to. */
+const named = (line: string) => line.replace('--to vN', '--to v1').replace('vN', 'v2')
+
+/** What the operator would type when asked. */
+const answered = (line: string) => `${line} ${line.includes('restore.ts') ? '--confirm kgc' : '--yes'}`
+
 async function v2ServesAfterV1(): Promise<void> {
-  if ((await serverSurvey()).active?.version === 'v2') return
-  for (const version of ['v1', 'v2']) {
+  const serves = (await serverSurvey()).active?.version
+  if (serves === 'v2') return
+  for (const version of serves === 'v1' ? ['v2'] : ['v1', 'v2']) {
     const run = await runScript('deploy', [version])
     assert.is(run.code, 0, said(run))
   }
@@ -40,25 +49,29 @@ async function v2ServesAfterV1(): Promise<void> {
 
 test.before(async () => {
   await rehearsal()
-  await runScript('deploy', ['v1'])
+  const run = await runScript('deploy', ['v1'])
+  assert.is(run.code, 0, said(run))
   await v2ServesAfterV1()
   await serverRead(sh`docker exec kgc-backup-service-1 backup`)
 })
 
 for (const { where, heading, lines } of [...blocksOf('README.md'), ...blocksOf('RUNBOOK.md')]) {
-  if (where === 'server') {
-    test(`${heading}: works on the server`, () =>
-      onServer(async (host) => {
-        for (const line of lines) assert.is((await host.probe(script(line))).code, 0, line)
-      }, 'deploy'))
+  if (where === 'server' || where === 'admin') {
+    test(`${heading}: ${lines[0]}`, () =>
+      onServer(
+        async (host) => {
+          for (const line of lines) assert.is((await host.probe(script(line))).code, 0, line)
+        },
+        where === 'server' ? 'deploy' : 'root',
+      ))
     continue
   }
   const scripts = lines.filter((line) => line.startsWith('npx tsx scripts/'))
   for (const line of scripts) {
     test(`${heading}: ${line}`, async () => {
       if (/rollback\.ts(?! --list)/.test(line)) await v2ServesAfterV1()
-      const yes = where === 'asks' ? ' --yes' : ''
-      const command = `cd ${sh`${PROJECT_DIR}`.shell} && ${line}${yes} --env ${sh`${ENV_FILE}`.shell}`
+      const typed = named(where === 'asks' ? answered(line) : line)
+      const command = `cd ${sh`${PROJECT_DIR}`.shell} && ${typed} --env ${sh`${ENV_FILE}`.shell}`
       const { code, stdout, stderr } = await localHost().probe(script(command), { timeout: 300 })
       assert.is(code, 0, `${stdout}${stderr}`)
     })
