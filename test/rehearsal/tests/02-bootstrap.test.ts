@@ -320,6 +320,11 @@ echo 'DenyUsers deploy' > /etc/ssh/sshd_config.d/99-test.conf`)
   isDone(await bootstrap(['--yes']))
 })
 
+test('nothing that starts at boot waits for itself, for which systemd would leave one thing out', async () => {
+  const cycles = await onConsole("systemd-analyze verify multi-user.target 2>&1 | grep -i 'ordering cycle' || true")
+  assert.is(cycles, '')
+})
+
 test('the server itself puts settings of sshd back that nobody confirms, also at a restart', async () => {
   const lockOut = (seconds: number) => onConsole(`echo 'AllowUsers nobody' | kgc-sshd try ${seconds}`)
   const settings = await onConsole('cat /etc/ssh/sshd_config.d/00-kgc.conf')
