@@ -97,6 +97,21 @@ kgc-firewall watch; kgc-firewall try 60; kgc-firewall watch`)
   assert.is(await rules(), before)
 })
 
+test('rules that were confirmed but could not be kept still go back', async () => {
+  const before = await rules()
+  const said = await onConsole(`
+install -d -m 700 /run/kgc-firewall/next && cp /etc/kgc/firewall/rules.v? /run/kgc-firewall/next/
+sed -i 's/-A KGC-IN -j DROP/-A KGC-IN -p tcp --dport 3000 -j ACCEPT\\n&/' /run/kgc-firewall/next/rules.v4
+kgc-firewall try 60
+printf '#!/bin/sh\\nexit 1\\n' > /usr/local/sbin/sync; chmod 755 /usr/local/sbin/sync
+kgc-firewall confirm 2> /dev/null || echo 'not confirmed'
+rm /usr/local/sbin/sync
+systemctl is-active kgc-firewall-revert.timer
+kgc-firewall revert`)
+  assert.match(said, /not confirmed\nactive$/)
+  assert.is(await rules(), before)
+})
+
 /** What the unit does at boot, and after what: with nothing in the kernel. */
 const atBoot = (change: string) =>
   onConsole(`
