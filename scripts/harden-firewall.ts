@@ -84,8 +84,10 @@ await runbook(
       if (flags['dry-run']) return EXIT.done
       await confirm(`Apply these rules on ${host.name}?`, flags.yes)
       const rangesUrl = settings.CLOUDFLARE_RANGES_FILE ? undefined : settings.CLOUDFLARE_IPS_URL
-      await log.step('Install', () => install(host, rules, { webhook: config.notify.SLACK_WEBHOOK_URL, rangesUrl }))
-      const apply = () => tryRules(host, seconds, () => connectAdmin(target))
+      const name = await log.step('Install', () =>
+        install(host, rules, { webhook: config.notify.SLACK_WEBHOOK_URL, rangesUrl }),
+      )
+      const apply = () => tryRules(host, seconds, name, () => connectAdmin(target))
       await log.step('Apply, and confirm over a new connection', apply, 'whole')
       await log.step('At every boot, and watched', () => host.write(sh`${FIREWALL} on`))
       await log.step('nginx believes the same ranges', () => giveNginx(host, forNginx))

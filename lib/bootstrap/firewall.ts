@@ -52,9 +52,9 @@ ${files.map(checkFile).join('\n')}
 systemctl is-enabled -q kgc-firewall || echo 'it does not start at boot'`,
     async apply(host, dryRun) {
       if (!dryRun) assertSafe(await surveyFirewall(host), access, false)
-      await install(host, rules, reports)
-      if (dryRun) await host.write(tryFor(seconds))
-      else await tryRules(host, seconds, connect)
+      const name = await install(host, rules, reports)
+      if (dryRun) await host.write(tryFor(seconds, name))
+      else await tryRules(host, seconds, name, connect)
       await host.write(sh`${FIREWALL} on`)
       await giveNginx(host, forNginx)
     },

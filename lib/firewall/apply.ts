@@ -33,19 +33,20 @@ export const wantedAccess = (settings: AccessSettings, sshPort: number, cloudfla
   httpFrom: settings.HTTP_FROM,
 })
 
-export const tryFor = (seconds: number) => sh`${FIREWALL} try ${seconds}`
+export const tryFor = (seconds: number, name: string) => sh`${FIREWALL} try ${seconds} ${name}`
 
 /**
  * Tries the next rules, and keeps them only when a new connection comes through.
+ * @param name of these rules, as `install` gives it
  * @param connect opens that connection
  * @throws Stop that says when the server puts the old rules back, by itself
  */
-export async function tryRules(host: Host, seconds: number, connect: () => Promise<Host>): Promise<void> {
-  const until = await host.write(tryFor(seconds))
+export async function tryRules(host: Host, seconds: number, name: string, connect: () => Promise<Host>): Promise<void> {
+  const until = await host.write(tryFor(seconds, name))
   try {
     // The connection that is open proves nothing: it would go on after a lock-out.
     const fresh = await connect()
-    await fresh.write(sh`${FIREWALL} confirm`).finally(() => fresh.close())
+    await fresh.write(sh`${FIREWALL} confirm ${name}`).finally(() => fresh.close())
   } catch (error) {
     throw new Stop(
       `The new rules are active but were not confirmed: ${messageOf(error)}\nThe server puts the old ones back at ${until} UTC, by itself.`,

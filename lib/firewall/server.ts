@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import { TELLING_FILES, webhookFile } from '../alert.ts'
 import { type Cidr, isInside } from '../cidr.ts'
 import { messageOf, Stop } from '../errors.ts'
@@ -134,16 +135,20 @@ export type Reports = { webhook: string | undefined; rangesUrl: string | undefin
 /**
  * Puts the programs, their units and the next rules in their places; none of it changes a rule.
  * @param reports without it both stay as they are
+ * @returns the name of these rules, by which they are tried and confirmed: another run may be at work with its own
  */
-export async function install(host: Host, rules: Record<Family, string>, reports?: Reports): Promise<void> {
+export async function install(host: Host, rules: Record<Family, string>, reports?: Reports): Promise<string> {
+  const name = randomUUID()
+  const next = `/run/kgc-firewall/next-${name}`
   await putFiles(host, FIREWALL_FILES)
-  await host.write(script('install -d -m 700 /run/kgc-firewall /run/kgc-firewall/next /etc/kgc /etc/kgc/firewall'))
+  await host.write(sh`install -d -m 700 /run/kgc-firewall ${next} /etc/kgc /etc/kgc/firewall`)
   if (reports) {
     await putFiles(host, [webhookFile(reports.webhook)])
     await putOrRemove(host, '/etc/kgc/firewall/cloudflare-url', reports.rangesUrl)
   }
-  for (const family of FAMILIES) await putFile(host, `/run/kgc-firewall/next/rules.v${family}`, rules[family])
+  for (const family of FAMILIES) await putFile(host, `${next}/rules.v${family}`, rules[family])
   await host.write(sh`systemctl daemon-reload`)
+  return name
 }
 
 const putOrRemove = (host: Host, path: string, content: string | undefined) =>

@@ -112,6 +112,19 @@ kgc-firewall revert`)
   assert.is(await rules(), before)
 })
 
+test('one run does not confirm the rules of another', async () => {
+  const before = await rules()
+  const said = await onConsole(`
+for run in one other; do
+  install -d -m 700 /run/kgc-firewall/next-$run && cp /etc/kgc/firewall/rules.v? /run/kgc-firewall/next-$run/
+done
+sed -i 's/-A KGC-IN -j DROP/-A KGC-IN -p tcp --dport 3000 -j ACCEPT\\n&/' /run/kgc-firewall/next-other/rules.v4
+kgc-firewall try 60 one; kgc-firewall try 60 other
+kgc-firewall confirm one 2>&1 || kgc-firewall confirm 2>&1 || kgc-firewall revert`)
+  assert.match(said, /(another run tries its own rules meanwhile\s*){2}$/)
+  assert.is(await rules(), before)
+})
+
 /** What the unit does at boot, and after what: with nothing in the kernel. */
 const atBoot = (change: string) =>
   onConsole(`
