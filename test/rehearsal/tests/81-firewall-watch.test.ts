@@ -152,6 +152,23 @@ test('at boot, rules that cannot be loaded give way to their copy', async () => 
   await onConsole('rm -rf /tmp/kept')
 })
 
+test('so it is when a try is not confirmed, and what could not be put back is tried again', async () => {
+  const before = await rules()
+  const said = await onConsole(`
+install -d -m 700 /run/kgc-firewall/next && cp /etc/kgc/firewall/rules.v? /run/kgc-firewall/next/
+sed -i 's/-A KGC-IN -j DROP/-A KGC-IN -p tcp --dport 3000 -j ACCEPT\\n&/' /run/kgc-firewall/next/rules.v4
+printf '#!/bin/sh\\nexit 1\\n' > /tmp/refuses; chmod 755 /tmp/refuses
+kgc-firewall try 2 > /dev/null
+rm -rf /tmp/kept; cp -a /etc/kgc/firewall /tmp/kept; : > /etc/kgc/firewall/rules.v6; cp /tmp/refuses /usr/local/sbin/iptables-restore
+sleep 5
+rm /usr/local/sbin/iptables-restore
+iptables -S KGC-IN | grep -c 'dport 3000'
+for try in $(seq 40); do iptables -S KGC-IN | grep -q 'dport 3000' || break; sleep 0.5; done`)
+  assert.is(said, '1')
+  assert.is(await rules(), before)
+  await putBack()
+})
+
 test('when those cannot be loaded either, all is closed but SSH, so that nobody is locked out, and it is told', async () => {
   const output = await atBoot(
     'for file in /etc/kgc/firewall/rules.v? /etc/kgc/firewall/copy/rules.v?; do echo nonsense > $file; done',
