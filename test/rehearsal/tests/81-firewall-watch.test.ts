@@ -77,6 +77,18 @@ test('every five minutes it looks, puts right what somebody changed, and tells i
   )
 })
 
+test('while Slack does not answer, the rules can be changed all the same', async () => {
+  const answer = await onConsole(`
+mv /etc/kgc/slack-webhook /tmp/slack-webhook; echo http://127.0.0.1:1/ > /etc/kgc/slack-webhook
+iptables -P INPUT ACCEPT; rm -rf /run/kgc-tell
+systemctl start --no-block kgc-firewall-watch.service
+for try in $(seq 100); do iptables -S INPUT | grep -qx -e "-P INPUT ACCEPT" || break; sleep 0.1; done
+sleep 1
+timeout 3 kgc-firewall apply && systemctl show -P ActiveState kgc-firewall-watch.service
+systemctl stop kgc-firewall-watch.service; mv /tmp/slack-webhook /etc/kgc/slack-webhook; rm -rf /run/kgc-tell`)
+  assert.is(answer, 'activating')
+})
+
 test('an address that is let in on the console gets in until the server looks again', async () => {
   await onConsole(`iptables -I KGC-IN -p tcp --dport 22 -s ${PEER.address} -j ACCEPT`)
   const [overV4 = ''] = SSH
