@@ -5,7 +5,7 @@ import type { Host } from '../host.ts'
 import type { Log } from '../log.ts'
 import { restoreBeside } from '../restore/beside.ts'
 import { dropFiles, exchangeFiles, inVolumes, restoredFolder, restoreFilesBeside } from '../restore/files.ts'
-import { besideName } from '../restore/names.ts'
+import { besideName, FILES } from '../restore/names.ts'
 import { type DatabaseServer, psql } from '../restore/server.ts'
 import { exchangeSingle, makeSingle, type SingleName } from '../restore/single.ts'
 import { dropDatabase, swapSql } from '../restore/sql.ts'
@@ -41,9 +41,16 @@ export async function restoreFiles({ host, log, stamp }: On, files: NonNullable<
       `cd ${path} && chown --reference=${restoredFolder(stamp)} . && chmod --reference=${restoredFolder(stamp)} .`,
   ).join('\n')
   await log.step('Files in their places', () =>
-    host.write(chain(script(inVolumes(owners)), script(exchangeFiles(stamp).forward), dropFiles(stamp)), {
-      timeout: 600,
-    }),
+    host.write(
+      chain(
+        script(inVolumes(owners)),
+        script(exchangeFiles(stamp).forward),
+        dropFiles(besideName(FILES, 'old', stamp)),
+      ),
+      {
+        timeout: 600,
+      },
+    ),
   )
 }
 

@@ -58,7 +58,8 @@ const rowsBeside = (server: DatabaseServer) =>
   findBeside(namesOf(server)).map(({ name, stamp, kind }) => {
     const { bytes, comment } = server.databases.find((one) => one.name === name) ?? {
       bytes: server.files[name] ?? 0,
-      comment: 'the files until a restore',
+      comment:
+        kind === 'copy' ? 'restored files that served until they were exchanged back' : 'the files until a restore',
     }
     const what = kind === 'restore' ? 'not whole: a run that died, or one that works now' : (comment ?? '')
     return [name, `${readStamp(stamp)} UTC`, gigabytes(bytes), what]
@@ -90,8 +91,7 @@ export async function drop(session: Session, { server, clusters }: Aside, name: 
 
 const namesOf = ({ databases, files }: DatabaseServer) => [...databases.map(({ name }) => name), ...Object.keys(files)]
 
-const dropCommand = (name: string) =>
-  name.startsWith(`${FILES}_`) ? dropFiles(findBeside([name])[0]?.stamp ?? '') : psql(dropDatabase(name))
+const dropCommand = (name: string) => (name.startsWith(`${FILES}_`) ? dropFiles(name) : psql(dropDatabase(name)))
 
 /** What puts the databases that the last restore set aside in their places again. */
 export function undoSwaps(names: string[], stamp: string, only: string[] | undefined): Swap[] {

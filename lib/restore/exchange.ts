@@ -5,7 +5,7 @@ import type { Log } from '../log.ts'
 import type { Front } from '../settings.ts'
 import { databaseChecks, httpChecks } from '../smoke/checks.ts'
 import { type Check, type CheckResult, describeCheck, runChecks } from '../smoke/smoke.ts'
-import { type Exchange, reversed, swap } from './swap.ts'
+import { type Exchange, KEPT, reversed, swap } from './swap.ts'
 
 /** A front door that has just learned of a restarted application may need a moment. */
 const TRIES = 5
@@ -33,7 +33,7 @@ export async function exchange(host: Host, log: Log, front: Front, dryRun: boole
           EXIT.needsHuman,
         )
       })
-    throw new Stop(`${messageOf(error)}\nIt was swapped back: what served before serves.`, [], EXIT.rolledBack)
+    throw new Stop(`${messageOf(error)}\nIt was swapped back: what served before serves.`, KEPT, EXIT.rolledBack)
   }
   return down
 }

@@ -4,7 +4,7 @@ import type { Host } from '../host.ts'
 import { BACKUP_FOLDER, BACKUP_SERVICE, ROOT } from '../layout.ts'
 import type { Log } from '../log.ts'
 import { type Command, quote, script } from '../shell.ts'
-import { exchangeContent, WHOLE } from './folders.ts'
+import { exchangeContent, UNSERVED, WHOLE } from './folders.ts'
 import { type Exchange, writersOf } from './swap.ts'
 
 /** Files are restored and set aside in hidden folders of the volumes themselves, so that renaming is enough to exchange them. */
@@ -41,7 +41,7 @@ rm -rf ${target}
 restic --quiet --no-lock --cache-dir /var/lib/backup/restic-cache -o s3.bucket-lookup=path \${S3_CA_FILE:+--cacert "$S3_CA_FILE"} \\
   -r "s3:$S3_ENDPOINT/$S3_BUCKET/${files.repository}" restore ${files.snapshot} --verify --include "$path" --target ${target}
 mkdir -p "${target}$path"
-touch "${target}$path/${WHOLE}"
+touch "${target}$path/${UNSERVED}" "${target}$path/${WHOLE}"
 mv "${target}$path" ${restoredFolder(stamp)}
 rm -rf ${target}`
   const program = `eval "$(cat)"; export AWS_ACCESS_KEY_ID="$S3_ACCESS_KEY_ID" AWS_SECRET_ACCESS_KEY="$S3_SECRET_ACCESS_KEY" AWS_DEFAULT_REGION="$S3_REGION"
@@ -77,7 +77,7 @@ export const exchangeFilesBack = (old: string, stamp: string): Exchange => ({
 })
 
 /**
- * Removes what was restored and never served, in the working folder. A half done exchange that nothing was written down
+ * Removes what was restored and never served, in the working folder; what served is kept as a copy. A half done exchange that nothing was written down
  * about, as `completeCutOff` needs it, is completed or, when not all that served was set aside, taken back.
  */
 export const mendFolder = `rm -rf ${HIDDEN}partial
@@ -89,9 +89,11 @@ for from in ${HIDDEN}restore_*; do
   else
     ${exchangeIn('"$to"', '"$from"')}
   fi
+  [ ! -d "$from" ] || [ -e "$from/${UNSERVED}" ] || mv -T "$from" ${HIDDEN}copy_\${from#${HIDDEN}restore_}
   rm -rf "$from"
 done`
 
 export const removeFileLeftovers: Command = script(`${removeContainer}\n${inVolumes(each(mendFolder))}`)
 
-export const dropFiles = (stamp: string): Command => script(inVolumes(each(`rm -rf ${oldFolder(stamp)}`)))
+/** @param name as `--status` shows it: files_old_TIME */
+export const dropFiles = (name: string): Command => script(inVolumes(each(`rm -rf ${quote(`.${name}`)}`)))

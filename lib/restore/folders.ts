@@ -1,5 +1,7 @@
 /** In a folder of files that wait beside those that serve: everything is in it. Without it, a move was cut off. */
 export const WHOLE = '.whole'
+/** In a folder of files that never served. */
+export const UNSERVED = '.unserved'
 
 /** One that came to serve while an exchange lay half done has the same name as another: both are kept. */
 const MOVE = 'mv --backup=numbered -t'
@@ -12,7 +14,7 @@ const MOVE = 'mv --backup=numbered -t'
  */
 export const exchangeContent = (from: string, to: string, which: string): string => `if [ -d ${from} ]; then
   [ -e ${to}/${WHOLE} ] || { mkdir -p ${to}; find . -mindepth 1 -maxdepth 1 ${which} -exec ${MOVE} ${to} {} +; touch ${to}/${WHOLE}; }
-  rm -f ${from}/${WHOLE}
+  rm -f ${from}/${WHOLE} ${from}/${UNSERVED}
   find ${from} -mindepth 1 -maxdepth 1 -exec ${MOVE} . {} +
   rmdir ${from}
 fi`

@@ -12,8 +12,8 @@ export const readStamp = (stamp: string) =>
   stamp.replace(/^(\d{4})(\d\d)(\d\d)t(\d\d)(\d\d)(\d\d)$/, '$1-$2-$3 $4:$5:$6')
 
 /**
- * `restore`: being filled, or left behind by a run that died. `old`: what served before a swap. `copy`: restored with
- * --keep-side, to copy from.
+ * `restore`: being filled, or left behind by a run that died. `old`: what served before a swap. `copy`: to copy from;
+ * restored with --keep-side, or exchanged back after it had served.
  */
 export const besideName = (database: string, kind: Kind, stamp: string) => `${database}_${kind}_${stamp}`
 

@@ -5,7 +5,7 @@ import { CommandFailed, type Host } from '../host.ts'
 import { BACKUP_FOLDER, BACKUP_SERVICE, HELD_BY_ANOTHER, POSTGRES, ROOT } from '../layout.ts'
 import { type Command, quote, script, sh } from '../shell.ts'
 import { findBeside } from './names.ts'
-import { dropDatabase, identifier, literal, SURVEY } from './sql.ts'
+import { dropUnserved, identifier, literal, SURVEY } from './sql.ts'
 
 /**
  * A container of its own to restore in. Never inside postgres' container: its first process is postgres itself, which
@@ -39,9 +39,9 @@ export const psql = (sql: string, database = 'postgres'): Command =>
 ${sql.trim()}
 SQL`)
 
-/** Prints what restores set aside in the volumes, as `files_old_TIME`, with its size in bytes. */
+/** Prints what restores left in the volumes, as `files_old_TIME` or `files_copy_TIME`, with its size in bytes. */
 const listFilesAside = script(
-  `docker exec ${BACKUP_SERVICE} sh -c 'cd /data && for folder in */.files_old_*; do [ -d "$folder" ] && echo "\${folder##*/.}" $(du -sb "$folder" | cut -f 1); done; true'`,
+  `docker exec ${BACKUP_SERVICE} sh -c 'cd /data && for folder in */.files_old_* */.files_copy_*; do [ -d "$folder" ] && echo "\${folder##*/.}" $(du -sb "$folder" | cut -f 1); done; true'`,
 )
 
 /** @throws Stop when a container that a restore works in does not run */
@@ -74,21 +74,14 @@ export async function surveyDatabases(host: Host): Promise<DatabaseServer> {
 }
 
 /**
- * Makes good for runs that died: removes their workshop and databases that are not whole, and starts what a swap had
+ * Makes good for runs that died: removes their workshop and restored databases that never served, and starts what a swap had
  * stopped; such services are set to start "always" (see `swapScript`).
  */
 export const removeLeftovers = (names: string[]): Command =>
   script(`stopped=$(docker ps -aq --filter label=com.docker.compose.project=kgc | xargs -r docker inspect -f '{{.HostConfig.RestartPolicy.Name}} {{.Name}}' | sed -n 's,^always /,,p')
 [ -z "$stopped" ] || { docker start $stopped && docker update --restart unless-stopped $stopped; } > /dev/null
 docker rm -f -v ${WORKSHOP} > /dev/null 2>&1 || true
-${
-  psql(
-    findBeside(names)
-      .filter(({ kind }) => kind === 'restore')
-      .map(({ name }) => dropDatabase(name))
-      .join('\n'),
-  ).shell
-}`)
+${psql(dropUnserved(findBeside(names).filter(({ kind }) => kind === 'restore'))).shell}`)
 
 /**
  * Runs the work with a container that has the client's tools and may act as the superuser. It lives no longer than the

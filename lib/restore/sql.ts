@@ -1,4 +1,5 @@
 import type { DatabaseBackup } from '../backup/manifest.ts'
+import { type Beside, besideName } from './names.ts'
 
 export const identifier = (name: string) => `"${name.replaceAll('"', '""')}"`
 export const literal = (text: string) => `'${text.replaceAll("'", "''")}'`
@@ -75,8 +76,28 @@ export type Swap = {
   why: string
 }
 
+/** The comment of a restored database that served, until something else turned out not to work. */
+export const EXCHANGED_BACK = 'served until it was exchanged back'
+
 /** What takes a swap back. */
-export const reverse = ({ database, next, aside, why }: Swap): Swap => ({ database, next: aside, aside: next, why })
+export const reverse = ({ database, next, aside }: Swap): Swap => ({
+  ...{ database, next: aside, aside: next },
+  why: EXCHANGED_BACK,
+})
+
+const keepIfServed = ({ name, database, stamp }: Beside) => {
+  const copy = identifier(besideName(database, 'copy', stamp))
+  const steps = [
+    `ALTER DATABASE ${identifier(name)} RENAME TO ${copy}`,
+    `ALTER DATABASE ${copy} ALLOW_CONNECTIONS true`,
+  ]
+  return `SELECT unnest(ARRAY[${steps.map(literal).join(', ')}]) FROM pg_database
+  WHERE datname = ${literal(name)} AND shobj_description(oid, 'pg_database') = ${literal(EXCHANGED_BACK)} \\gexec`
+}
+
+/** Removes restored databases; those that served are kept as copies, since only they have what was written meanwhile. */
+export const dropUnserved = (sides: Beside[]): string =>
+  sides.flatMap((side) => [keepIfServed(side), dropDatabase(side.name)]).join('\n')
 
 /**
  * Exchanges databases by renaming, all of them in one transaction: whatever happens, either all or none are exchanged.

@@ -18,6 +18,10 @@ const START_SECONDS = 300
 /** Stop, start, and the same again when it is exchanged back. */
 const LONGEST_SWAP_SECONDS = 900
 const FILE = `${ROOT}/${EXCHANGE}`
+/** What to know once something restored has served, and does no more. */
+export const KEPT = [
+  'What databases and files took in meanwhile is kept, as this shows: npx tsx scripts/restore.ts --status',
+]
 const OUTCOME = { notSwapped: 10, swappedBack: 11, notHealthy: 12, halfWay: 13 }
 
 /** Something that takes the place of what serves, while those who write to it are stopped. */
@@ -69,7 +73,7 @@ export async function swap(host: Host, exchange: Exchange): Promise<number> {
   if (code === OUTCOME.swappedBack)
     throw new Stop(
       `${what} was exchanged, but its application did not become healthy:\n${said}\nIt was exchanged back: what served before serves.`,
-      [],
+      KEPT,
       EXIT.rolledBack,
     )
   if (code === OUTCOME.notHealthy)

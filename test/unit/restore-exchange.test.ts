@@ -82,6 +82,7 @@ const inside = (name: string, tree: Tree): Tree =>
 const sorted = (tree: Tree): Tree => Object.fromEntries(Object.entries(tree).sort(([a], [b]) => (a < b ? -1 : 1)))
 
 const A = '.files_restore_20261123t020000'
+const COPY = '.files_copy_20261123t020000'
 const B = '.files_old_20261123t020000'
 const EARLIER = '.files_old_20261101t000000'
 
@@ -118,8 +119,13 @@ const CASES: Case[] = [
 
 for (const { what, served, other, from, back, to, forward, reverse, mend } of CASES) {
   const exchanged = sorted({ ...other, ...inside(to, served) })
-  const asItWas = [from, back].map((name) => sorted({ ...served, ...inside(name, other) }))
-  const isAsItWas = (tree: Tree) => asItWas.some((one) => JSON.stringify(one) === JSON.stringify(tree))
+  const unserved = { [`${from}/.unserved`]: '' }
+  const begin = sorted({ ...served, ...inside(from, other), ...(mend ? unserved : {}) })
+  const takenBack = sorted({ ...served, ...inside(back, other) })
+  const isAsItWas = (tree: Tree) =>
+    [begin, takenBack, sorted({ ...served, ...inside(from, other) })].some(
+      (one) => JSON.stringify(one) === JSON.stringify(tree),
+    )
   let folders = 0
 
   /** A folder in which an exchange was cut off, for every place where that can be. */
@@ -141,11 +147,11 @@ for (const { what, served, other, from, back, to, forward, reverse, mend } of CA
 
   test(`${what}: completed or taken back from wherever it was, it is whole, and nothing is lost`, () => {
     let cuts = 0
-    for (const [text, begin] of [
-      [forward, asItWas[0]],
+    for (const [text, before] of [
+      [forward, begin],
       [reverse, exchanged],
     ] as const)
-      for (const folder of halfDone(text, begin as Tree)) {
+      for (const folder of halfDone(text, before)) {
         cuts++
         const other = copyOf(folder)
         run(folder, forward)
@@ -160,7 +166,7 @@ for (const { what, served, other, from, back, to, forward, reverse, mend } of CA
 
   test(`${what}: what was written while it lay half done is kept, too`, () => {
     for (const text of [forward, reverse])
-      for (const folder of halfDone(forward, asItWas[0] as Tree)) {
+      for (const folder of halfDone(forward, begin)) {
         const [name = ''] = Object.keys(served)
         if (existsSync(join(folder, name))) continue
         write(folder, { [name]: 'new' })
@@ -171,15 +177,28 @@ for (const { what, served, other, from, back, to, forward, reverse, mend } of CA
       }
   })
 
-  if (mend)
+  if (mend) {
     test(`${what}: without any note of it, the next run completes it or takes it back, and removes the rest`, () => {
       const ends = new Set<string>()
-      for (const folder of halfDone(forward, asItWas[0] as Tree)) {
+      for (const folder of halfDone(forward, begin)) {
         run(folder, mend)
         ends.add(JSON.stringify(read(folder)))
       }
       assert.equal([...ends].sort(), [JSON.stringify(exchanged), JSON.stringify(sorted(served))].sort())
     })
+
+    test(`${what}: what came to serve and was exchanged back is kept, with what was written meanwhile`, () => {
+      const folder = join(room, 'served')
+      mkdirSync(folder)
+      write(folder, begin)
+      run(folder, forward)
+      write(folder, { meanwhile: 'new' })
+      run(folder, reverse)
+      run(folder, mend)
+      run(folder, mend)
+      assert.equal(read(folder), sorted({ ...served, ...inside(COPY, { ...other, meanwhile: 'new' }) }))
+    })
+  }
 }
 
 test.after(() => rmSync(room, { recursive: true, force: true }))

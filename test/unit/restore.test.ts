@@ -23,7 +23,15 @@ import {
 } from '../../lib/restore/plan.ts'
 import { ONLY_MISSING } from '../../lib/restore/roles.ts'
 import type { DatabaseServer } from '../../lib/restore/server.ts'
-import { createBeside, giveProperties, identifier, literal, reverse, swapSql } from '../../lib/restore/sql.ts'
+import {
+  createBeside,
+  dropUnserved,
+  giveProperties,
+  identifier,
+  literal,
+  reverse,
+  swapSql,
+} from '../../lib/restore/sql.ts'
 import { exchangeDatabases, swapScript, writersOf } from '../../lib/restore/swap.ts'
 import { taskOf } from '../../lib/restore/task.ts'
 import { parseTime } from '../../lib/when.ts'
@@ -211,6 +219,19 @@ test('taking a swap back puts the old database in its place; one that had no pre
   assert.match(swapSql([reverse(SWAP)]), /"kgc" RENAME TO "kgc_restore_1"[\s\S]*"kgc_old_1" RENAME TO "kgc"/)
   const alone = swapSql([reverse({ ...SWAP, aside: undefined })])
   assert.is(alone.match(/RENAME/g)?.length, 1)
+})
+
+test('of restored databases, one that served and was exchanged back is kept as a copy', () => {
+  const side = 'kgc_restore_20261123t020000'
+  const copy = 'kgc_copy_20261123t020000'
+  const why = /COMMENT ON DATABASE "kgc_restore_1" IS '(.*)'/.exec(swapSql([reverse(SWAP)]))?.[1]
+  const [keep = '', drop] = dropUnserved(findBeside([side])).split(/\n(?=DROP)/)
+  assert.ok(keep.includes(`'ALTER DATABASE "${side}" RENAME TO "${copy}"'`), keep)
+  assert.ok(
+    keep.includes(`WHERE datname = '${side}' AND shobj_description(oid, 'pg_database') = '${why}' \\gexec`),
+    keep,
+  )
+  assert.is(drop, `DROP DATABASE IF EXISTS "${side}" WITH (FORCE);`)
 })
 
 test('undoes the last swap as a whole, or the named part of it', () => {

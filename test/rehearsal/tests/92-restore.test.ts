@@ -409,17 +409,59 @@ test('a backup that runs is waited for', async () => {
 const ADDED = 'CREATE TABLE added AS SELECT 1 AS n'
 const hasAdded = (database: string) => sql("SELECT to_regclass('added') IS NOT NULL", database)
 
-test('when one of several databases does not work with its application, none of them and no file is exchanged', async () => {
+test('when one of several databases does not work with its application, none of them and no file is exchanged; what served meanwhile is kept', async () => {
   await dropBeside()
   await inUploads('echo later > later')
   await sql(ADDED, 'twenty')
   const before = await untouched()
   const run = await restore(['--db', 'twenty,horilla', '--files', '--confirm', 'twenty,horilla,files'])
   failsWith(run, 4, /application did not become healthy[\s\S]*It was exchanged back: what served before serves/)
+  const copies = await beside()
+  assert.equal(copies.map((name) => name.replace(/\d.*/, '')).sort(), ['horilla_copy_', 'twenty_copy_'])
+  assert.is(await hasAdded(copies.find((name) => name.startsWith('twenty')) ?? ''), 'f')
+  await dropBeside()
   assert.equal(await untouched(), before)
   assert.is(await sql('SELECT count(*) FROM pg_event_trigger', 'horilla'), '0')
   assert.is(await hasAdded('twenty'), 't')
+
+  const [, files = ''] = /^later\n\.(files_copy_\w+)$/.exec(await inUploads('cat later; ls -d .files_*')) ?? []
+  assert.match((await restore(['--status'])).stdout, new RegExp(`^${files} .*exchanged back`, 'm'))
+  const dropped = await restore(['--drop', files, '--confirm', files])
+  assert.is(dropped.code, 0, said(dropped))
   assert.is(await inUploads('cat later; ls -d .files_* 2> /dev/null || true'), 'later')
+})
+
+test('a smoke test that fails after the swap takes it back, and no row that was acknowledged meanwhile is lost', async () => {
+  const load = startLoad(front(), { rate: 20, websockets: 0 })
+  const run = startScript('restore', ['--db', 'kgc', '--confirm', 'kgc'], { GITHUB_ACTIONS: 'true' })
+  let report: Awaited<ReturnType<typeof load.stop>> | undefined
+  try {
+    await until(async () => run.output.stderr.includes('::group::Swap kgc'), 'the swap', 120)
+    // What `docker kill` ends stays stopped.
+    await serverRead(sh`docker kill kgc-chatwoot-1`)
+    failsWith(
+      await run.ended,
+      4,
+      /checks passed before the swap and fail now:[\s\S]*Chatwoot[\s\S]*It was swapped back: what served before serves[\s\S]*took in meanwhile is kept/,
+    )
+  } finally {
+    report = await load.stop()
+    await serverRead(sh`docker start kgc-chatwoot-1`)
+  }
+  const [copy = ''] = await beside()
+  assert.match(copy, /^kgc_copy_/)
+  const rows = async (database: string) => (await sql('SELECT id FROM work', database)).split('\n')
+  const [served, meanwhile] = [new Set(await rows('kgc')), new Set(await rows(copy))]
+  assert.equal(
+    report.acknowledged.filter((id) => !served.has(id) && !meanwhile.has(id)),
+    [],
+  )
+  assert.ok(
+    report.acknowledged.some((id) => !served.has(id)),
+    'nothing was written meanwhile',
+  )
+  await dropBeside()
+  await siteIsWhole(120)
 })
 
 test('restores everything in one outage, and one --undo takes all of it back', async () => {
@@ -427,7 +469,7 @@ test('restores everything in one outage, and one --undo takes all of it back', a
     manifest.databases = manifest.databases.filter(({ name }) => name !== 'horilla')
   })
   const names = good.databases.map(({ name }) => name).filter((name) => name !== 'horilla')
-  await sql("INSERT INTO work (id) VALUES ('after')", 'kgc')
+  await sql("INSERT INTO work (id) VALUES ('after') ON CONFLICT DO NOTHING", 'kgc')
   await sql(ADDED, 'chatwoot')
   const run = await restore(['--all', '--run', working, '--confirm', [...names, 'files'].join(',')])
   assert.is(run.code, 0, said(run))
