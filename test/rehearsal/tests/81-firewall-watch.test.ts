@@ -200,6 +200,23 @@ test('when those cannot be loaded either, all is closed but SSH, so that nobody 
   assert.is((await runScript('smoke-test', ['--http-only'])).code, 0)
 })
 
+test('dockerd starts behind rules only: what is missing is put there first, and what cannot be holds it back', async () => {
+  const before = await rules()
+  assert.match(await onConsole('systemctl show -P ExecStartPre docker'), /kgc-firewall guard/)
+  const missing =
+    'for tool in iptables ip6tables; do $tool -D INPUT -j KGC-IN; $tool -t mangle -D FORWARD -j KGC-FORWARD; done'
+  await onConsole(`${missing}; kgc-firewall guard`)
+  assert.is(await rules(), before)
+  const answers = await onConsole(`
+${missing}
+printf '#!/bin/sh\\nexit 1\\n' > /usr/local/sbin/ip6tables-restore; chmod 755 /usr/local/sbin/ip6tables-restore
+kgc-firewall guard 2> /dev/null && echo starts || echo 'held back'
+touch /etc/kgc/firewall/off; kgc-firewall guard && echo starts; rm /etc/kgc/firewall/off
+rm /usr/local/sbin/ip6tables-restore; kgc-firewall guard && echo starts`)
+  assert.is(answers, 'held back\nstarts\nstarts')
+  assert.is(await rules(), before)
+})
+
 test('SSH_ALLOW_INTERFACES opens SSH on a private interface, whoever asks, and nothing else', async () => {
   assert.equal(await probeFromSide(PEER, [...SSH, ...REST]), all('filtered', [...SSH, ...REST]))
   const run = await harden(['--yes'], { SSH_ALLOW_INTERFACES: PEER.device })
