@@ -53,6 +53,11 @@ fi
 if systemctl is-active -q firewalld; then
   echo 'obstacle=firewalld is active: systemctl disable --now firewalld'
 fi
+for unit in netfilter-persistent nftables; do
+  if systemctl is-enabled -q $unit 2> /dev/null; then
+    echo "obstacle=$unit flushes Docker's rules and these when it starts: systemctl disable $unit"
+  fi
+done
 for legacy in iptables-legacy-save ip6tables-legacy-save; do
   if iptables -V | grep -q nf_tables && command -v $legacy > /dev/null && $legacy 2> /dev/null | grep -q '^-A'; then
     echo "obstacle=there are rules of iptables-legacy, which work beside these unseen: $legacy"

@@ -242,6 +242,12 @@ const OTHERS: [string, string, string, RegExp][] = [
     /firewalld is active: systemctl disable --now firewalld/,
   ],
   [
+    'netfilter-persistent',
+    `printf '[Service]\\nExecStart=/bin/true\\n[Install]\\nWantedBy=multi-user.target\\n' > /etc/systemd/system/netfilter-persistent.service; systemctl enable -q netfilter-persistent`,
+    'systemctl disable -q netfilter-persistent; rm /etc/systemd/system/netfilter-persistent.service; systemctl daemon-reload',
+    /netfilter-persistent flushes Docker's rules and these when it starts: systemctl disable netfilter-persistent/,
+  ],
+  [
     'rules of iptables-legacy',
     `printf '#!/bin/sh\\necho "-A INPUT -j ACCEPT"\\n' > /usr/local/bin/iptables-legacy-save; chmod 755 /usr/local/bin/iptables-legacy-save`,
     'rm /usr/local/bin/iptables-legacy-save',
