@@ -103,7 +103,7 @@ await runbook(
     }
     try {
       const single = flags.queue ? 'queue' : flags.grafana ? 'grafana' : undefined
-      if (task !== 'status' && task !== 'time') await completeCutOff(session)
+      if (task !== 'status') await completeCutOff(session, task)
       if (when) await restoreCluster(session, when, flags['keep-side'])
       else if (backups && single)
         await restorePart(session, backups.objectStore, identities, single, { run: flags.run, before })

@@ -1,8 +1,11 @@
+import { Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
 import { EXCHANGE, POSTGRES, ROOT } from '../layout.ts'
 import { type Command, script, sh } from '../shell.ts'
+import { withWorkshop } from './server.ts'
 import { locked, type Session } from './session.ts'
 import { type Exchange, swap } from './swap.ts'
+import type { Task } from './task.ts'
 
 /** The exchange that works now, or that was cut off when the server died; undefined when there is none. */
 export async function readExchange(host: Host): Promise<Exchange | undefined> {
@@ -12,20 +15,30 @@ export async function readExchange(host: Host): Promise<Exchange | undefined> {
 
 /**
  * Completes an exchange that was cut off, in the direction in which it was, so that what is done next begins with
- * everything whole. Does nothing when there is none.
+ * everything whole; no backup runs meanwhile. Does nothing when there is none.
+ * @param task what is done next
  * @throws Stop when it cannot be completed, which says what serves
  */
-export async function completeCutOff(session: Session): Promise<void> {
+export async function completeCutOff(session: Session, task: Task): Promise<void> {
   const { server, log } = session
-  if (!(await readExchange(server))) return
+  const cutOff = await readExchange(server)
+  if (!cutOff) return
   const { stdout } = await server.probe(sh`docker inspect -f ${'{{.State.Running}}'} ${POSTGRES}`)
-  if (stdout.trim() !== 'true')
-    return log.warn('An exchange was cut off. It is completed by the next restore or undo when PostgreSQL runs.')
+  if (stdout.trim() !== 'true') {
+    const why = `The exchange of ${cutOff.what} was cut off, and can be completed only when PostgreSQL runs.`
+    // A whole cluster leaves alone what waits for it. Everything else would set aside, or remove, what it is made of.
+    if (task === 'time') return log.warn(`${why} The next restore or undo does it.`)
+    throw new Stop(`${why} Nothing was touched.`, [
+      `docker logs --tail 30 ${POSTGRES}, and RUNBOOK.md, "PostgreSQL does not start"`,
+    ])
+  }
   await locked(session, 'completion of an exchange that was cut off', async (host) => {
     // Read under the lock: it may have been one that was still working.
     const exchange = await readExchange(host)
     if (!exchange) return
-    await log.step(`Complete the exchange of ${exchange.what}, which was cut off`, () => swap(host, exchange), 'whole')
+    await withWorkshop(host, () =>
+      log.step(`Complete the exchange of ${exchange.what}, which was cut off`, () => swap(host, exchange), 'whole'),
+    )
   })
 }
 

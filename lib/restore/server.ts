@@ -73,6 +73,9 @@ export async function surveyDatabases(host: Host): Promise<DatabaseServer> {
   return { ...JSON.parse(found), files, free: (free ?? 0) * 1024, cores: cores ?? 1 }
 }
 
+/** That of a dead run: who calls this has the server's lock. */
+const removeWorkshop = script(`docker rm -f -v ${WORKSHOP} > /dev/null 2>&1 || true`)
+
 /**
  * Makes good for runs that died: removes their workshop and restored databases that never served, and starts what a swap had
  * stopped; such services are set to start "always" (see `swapScript`).
@@ -80,7 +83,7 @@ export async function surveyDatabases(host: Host): Promise<DatabaseServer> {
 export const removeLeftovers = (names: string[]): Command =>
   script(`stopped=$(docker ps -aq --filter label=com.docker.compose.project=kgc | xargs -r docker inspect -f '{{.HostConfig.RestartPolicy.Name}} {{.Name}}' | sed -n 's,^always /,,p')
 [ -z "$stopped" ] || { docker start $stopped && docker update --restart unless-stopped $stopped; } > /dev/null
-docker rm -f -v ${WORKSHOP} > /dev/null 2>&1 || true
+${removeWorkshop.shell}
 ${psql(dropUnserved(findBeside(names).filter(({ kind }) => kind === 'restore'))).shell}`)
 
 /**
@@ -89,6 +92,7 @@ ${psql(dropUnserved(findBeside(names).filter(({ kind }) => kind === 'restore')))
  * @throws Stop (exit 3) when a backup is running
  */
 export async function withWorkshop<T>(host: Host, work: () => Promise<T>): Promise<T> {
+  await host.write(removeWorkshop)
   const lives = new PassThrough()
   const ended = host.write(openWorkshop, { input: lives, timeout: LONGEST_SECONDS })
   ended.catch(() => {})

@@ -9,6 +9,7 @@ import type { DatabaseBackup, Manifest } from '../../lib/backup/manifest.ts'
 import { EXIT, Stop } from '../../lib/errors.ts'
 import { parseFound } from '../../lib/pitr/server.ts'
 import { lastOfAll, undoSwaps } from '../../lib/restore/aside.ts'
+import { completeCutOff } from '../../lib/restore/cut-off.ts'
 import { download } from '../../lib/restore/fetch.ts'
 import { readIdentities, recipientsOf } from '../../lib/restore/identity.ts'
 import { besideName, findBeside, readStamp, stampOf } from '../../lib/restore/names.ts'
@@ -23,6 +24,7 @@ import {
 } from '../../lib/restore/plan.ts'
 import { ONLY_MISSING } from '../../lib/restore/roles.ts'
 import type { DatabaseServer } from '../../lib/restore/server.ts'
+import type { Session } from '../../lib/restore/session.ts'
 import {
   createBeside,
   dropUnserved,
@@ -34,6 +36,7 @@ import {
 } from '../../lib/restore/sql.ts'
 import { exchangeDatabases, swapScript, writersOf } from '../../lib/restore/swap.ts'
 import { taskOf } from '../../lib/restore/task.ts'
+import type { Command } from '../../lib/shell.ts'
 import { parseTime } from '../../lib/when.ts'
 
 const test = suite('restore: what is decided before anything is touched')
@@ -232,6 +235,27 @@ test('of restored databases, one that served and was exchanged back is kept as a
     keep,
   )
   assert.is(drop, `DROP DATABASE IF EXISTS "${side}" WITH (FORCE);`)
+})
+
+test('while an exchange lies half done that cannot be completed, nothing is begun but a restore of the whole cluster', async () => {
+  const warned: string[] = []
+  const session = {
+    server: {
+      probe: async ({ shell }: Command) => ({
+        code: 0,
+        stderr: '',
+        stdout: shell.startsWith('cat ') ? '{"what":"kgc"}' : '',
+      }),
+    },
+    log: { warn: (text: string) => warned.push(text) },
+  } as unknown as Session
+  for (const task of ['part', 'undo', 'backup', 'drop'] as const)
+    await rejectsWith(
+      completeCutOff(session, task),
+      /exchange of kgc was cut off.*when PostgreSQL runs.*Nothing was touched/,
+    )
+  await completeCutOff(session, 'time')
+  assert.match(warned.join(), /The next restore or undo does it/)
 })
 
 test('undoes the last swap as a whole, or the named part of it', () => {
