@@ -28,11 +28,11 @@ export async function withLock<T>(
   work: (host: Host, sum?: string) => Promise<T>,
 ): Promise<T> {
   if (dryRun) return work(host)
-  const { unlock, sum } = await log.step('Lock', () =>
+  const { unlock, sum, isHeld } = await log.step('Lock', () =>
     acquireLock(host, { ...holder, since: new Date().toISOString() }, wait),
   )
   try {
-    return await work(underLock(host), sum)
+    return await work(underLock(host, isHeld), sum)
   } finally {
     await unlock()
   }
@@ -42,31 +42,36 @@ export async function withLock<T>(
  * Takes the server's deploy lock: a flock held by a process that lives as long as its SSH channel. When the runner,
  * its network or the server dies, the channel's stdin ends, and with it the process and the lock; no lock can go stale.
  * @param waitSeconds how long to wait for another run; 0 refuses at once
- * @returns a function that gives the lock back, and the server's `stateSum`
+ * @returns a function that gives the lock back, the server's `stateSum`, and whether the lock is still held
  * @throws Stop (exit 3) that says who holds it, since when, and from where
  */
 export async function acquireLock(
   host: Host,
   holder: Holder,
   waitSeconds: number,
-): Promise<{ unlock: () => Promise<void>; sum: string }> {
+): Promise<{ unlock: () => Promise<void>; sum: string; isHeld: () => boolean }> {
   const stdin = new PassThrough()
   let granted = (_sum: string) => {}
   const taken = new Promise<string>((resolve) => {
     granted = resolve
   })
   const ended = host.probe(holdLock(holder, waitSeconds), {
-    timeout: LONGEST_RUN_SECONDS,
+    timeout: LONGEST_RUN_SECONDS + waitSeconds,
     input: stdin,
     onLine: (line) => line.startsWith(LOCKED) && granted(line.slice(LOCKED.length)),
   })
   const outcome = await Promise.race([taken, ended])
   if (typeof outcome === 'string') {
+    let held = true
+    const lost = () => {
+      held = false
+    }
+    ended.then(lost, lost)
     const unlock = async () => {
       stdin.end()
       await ended
     }
-    return { unlock, sum: outcome }
+    return { unlock, sum: outcome, isHeld: () => held }
   }
   if (outcome.code === HELD_BY_ANOTHER) throw await explainHolder(host)
   if (outcome.code === LEFTOVER_WORKS) {
@@ -81,24 +86,37 @@ export async function acquireLock(
   )
 }
 
-/** The command that holds the lock until its stdin ends. */
+/**
+ * The command that holds the lock until its stdin ends, also while it waits for what an earlier run left behind: who asked
+ * may die then. Only bash can wait for input and look at something else.
+ */
 function holdLock(holder: Holder, waitSeconds: number): Command {
   const hold = script(`
-flock -x -w ${Math.max(LEFTOVER_SECONDS, waitSeconds)} ${STEP_LOCK} true || exit ${LEFTOVER_WORKS}
 printf '%s\\n' "$1" > ${LOCK_HOLDER}
+end=$((SECONDS + ${Math.max(LEFTOVER_SECONDS, waitSeconds)}))
+until flock -n -x ${STEP_LOCK} true; do
+  read -r -t 0.2; [ $? -gt 128 ] || exit 0
+  [ $SECONDS -lt $end ] || exit ${LEFTOVER_WORKS}
+done
 echo "${LOCKED}$(${stateSum.shell})"
 cat > /dev/null`)
   const wait = waitSeconds > 0 ? ['-w', String(waitSeconds)] : ['-n']
-  return sh`cd ${ROOT} && mkdir -p state/nginx && flock ${wait} -E ${HELD_BY_ANOTHER} ${LOCK} sh -c ${hold.shell} hold ${JSON.stringify(holder)}`
+  return sh`cd ${ROOT} && mkdir -p state/nginx && flock ${wait} -E ${HELD_BY_ANOTHER} ${LOCK} bash -c ${hold.shell} hold ${JSON.stringify(holder)}`
 }
 
 /**
  * A host whose writes each hold a shared lock while they run. A runner can die while its last command still works on
  * the server; the next run waits for that command before it begins.
  */
-function underLock(host: Host): Host {
+function underLock(host: Host, isHeld: () => boolean): Host {
   const guard = (command: Command) => sh`cd ${ROOT} && flock -s ${STEP_LOCK} sh -c ${command.shell}`
-  return { ...host, write: (command, options) => host.write(guard(command), options) }
+  return {
+    ...host,
+    async write(command, options) {
+      if (!isHeld()) throw new Stop(`This run no longer holds the lock on ${host.name}, so it goes no further.`)
+      return host.write(guard(command), options)
+    },
+  }
 }
 
 async function explainHolder(host: Host): Promise<Stop> {
