@@ -31,6 +31,12 @@ export const releaseName = (active: Active | undefined) =>
   active ? `${active.color} ${active.version}` : NOTHING_DEPLOYED
 export const NOTHING_DEPLOYED = 'none none'
 
+/** @returns undefined unless it is the name of a release */
+export function parseReleaseName(name: string): Active | undefined {
+  const [, color, version] = /^(blue|green) (v\d\S*)$/.exec(name) ?? []
+  return color && version ? { color: color as Color, version } : undefined
+}
+
 /**
  * @param file the text of release.conf
  * @returns undefined when nothing was deployed yet

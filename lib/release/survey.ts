@@ -1,7 +1,15 @@
 import type { Host } from '../host.ts'
 import { CHECKOUT_PENDING, RECORDS, RELEASE_CONF, ROOT, SERVICES } from '../layout.ts'
 import { type Command, script } from '../shell.ts'
-import { type Active, type Color, damagedActive, NOTHING_DEPLOYED, parseActive } from './color.ts'
+import {
+  type Active,
+  type Color,
+  damagedActive,
+  NOTHING_DEPLOYED,
+  parseActive,
+  parseReleaseName,
+  releaseName,
+} from './color.ts'
 import { parseRecords, type ReleaseRecord } from './release.ts'
 import { askProxy } from './switch.ts'
 
@@ -15,7 +23,10 @@ export type Survey = {
   /** Changed or unknown files in the checkout. */
   dirty: string[]
   freeGb: number
+  /** What serves: what nginx's workers say or, when they do not answer, what their file says. */
   active: Active | undefined
+  /** The file names another release than the workers serve: a run died before the reload. */
+  fileIsAhead: boolean
   /** Without its file nginx cannot start, so nobody could say what serves. */
   activeIsThere: boolean
   /** What nginx's workers say they serve; empty when nginx does not run. */
@@ -71,7 +82,15 @@ export async function survey(host: Host): Promise<Survey> {
   const wasServing = found.records.some(({ outcome }) => outcome === 'good')
   if (!found.active && ((found.serving && found.serving !== NOTHING_DEPLOYED) || (wasServing && !found.activeIsThere)))
     throw damagedActive()
-  return found
+  return believeWorkers(found)
+}
+
+/** What the file names, and no worker took yet, was never tested: nobody ever met it. */
+export function believeWorkers(found: Survey): Survey {
+  const { serving } = found
+  const active = parseReleaseName(serving)
+  if (serving === releaseName(found.active) || (!active && serving !== NOTHING_DEPLOYED)) return found
+  return { ...found, active, fileIsAhead: true }
 }
 
 export function parseSurvey(output: string): Survey {
@@ -89,6 +108,7 @@ export function parseSurvey(output: string): Survey {
     dirty: lines('dirty'),
     freeGb: Math.floor(Number(section('free').trim()) / 1024 ** 2),
     active: parseActive(section('active')),
+    fileIsAhead: false,
     activeIsThere: section('active') !== '',
     serving: section('serving').trim().split(' ').slice(0, 2).join(' '),
     retiring: lines('retiring'),

@@ -8,6 +8,7 @@ import { type Active, releaseName, renderActive } from './color.ts'
 const CONFIRM_SECONDS = 10
 const REFUSED = 70
 const UNCONFIRMED = 71
+const NOT_BEGUN = 72
 
 /** Runs in the proxy's container: prints the process ids of the workers that accept connections, or that are retiring. */
 const WORKERS = `
@@ -27,16 +28,19 @@ workers() {
  * request after a reload returns still meets an old worker in 27 of 30 cases (measured).
  */
 const reloadAndConfirm = (wanted: string) => `${WORKERS}
-rm -rf /tmp/rendered && mkdir /tmp/rendered || exit ${REFUSED}
+use() { rm -f /etc/nginx/conf.d/*.conf; cp "/tmp/$1"/*.conf /etc/nginx/conf.d/; }
+# A certificate that is renewed reloads nginx, too: it must find the files that serve.
+refuse() { use before; exit ${REFUSED}; }
+rm -rf /tmp/rendered /tmp/before && mkdir /tmp/rendered && cp -r /etc/nginx/conf.d /tmp/before || exit ${REFUSED}
 NGINX_ENVSUBST_OUTPUT_DIR=/tmp/rendered /docker-entrypoint.d/20-envsubst-on-templates.sh > /dev/null || exit ${REFUSED}
-rm -f /etc/nginx/conf.d/*.conf; cp /tmp/rendered/*.conf /etc/nginx/conf.d/ || exit ${REFUSED}
-nginx -t -q -c ${NGINX_CONF} || exit ${REFUSED}
+use rendered || refuse
+nginx -t -q -c ${NGINX_CONF} || refuse
 old=$(workers accepting)
-nginx -c ${NGINX_CONF} -s reload || exit ${REFUSED}
+nginx -c ${NGINX_CONF} -s reload || refuse
 end=$(($(date +%s) + ${CONFIRM_SECONDS}))
 right=0
 while [ "$right" -lt 3 ]; do
-  [ "$(date +%s)" -lt "$end" ] || exit ${UNCONFIRMED}
+  [ "$(date +%s)" -lt "$end" ] || { use before; exit ${UNCONFIRMED}; }
   now=" $(workers accepting | tr '\\n' ' ') "
   for p in $old; do case "$now" in *" $p "*) sleep 0.02; right=0; continue 2 ;; esac; done
   case "$(curl -s --max-time 2 http://127.0.0.1:8081/release)" in
@@ -62,12 +66,11 @@ const inProxy = (text: string) => sh`docker exec -i ${PROXY} sh -c ${text}`
  */
 function switchCommand(active: Active | undefined): Command {
   return script(`
-set -e
-cd ${ROOT}
-printf %s ${quote(renderActive(active))} > ${RELEASE_CONF}.next
-sync ${RELEASE_CONF}.next
-cp -p ${RELEASE_CONF} ${RELEASE_CONF}.before
-mv ${RELEASE_CONF}.next ${RELEASE_CONF}
+cd ${ROOT} &&
+  printf %s ${quote(renderActive(active))} > ${RELEASE_CONF}.next &&
+  sync ${RELEASE_CONF}.next &&
+  cp -p ${RELEASE_CONF} ${RELEASE_CONF}.before &&
+  mv ${RELEASE_CONF}.next ${RELEASE_CONF} || exit ${NOT_BEGUN}
 code=0
 ${inProxy(reloadAndConfirm(releaseName(active))).shell} || code=$?
 if [ $code -ne 0 ]; then
@@ -87,8 +90,14 @@ cd ${ROOT}
 [ -e ${RELEASE_CONF} ] || mv ${RELEASE_CONF}.next ${RELEASE_CONF}
 `)
 
-/** Makes the workers follow the active file again, after a run died between the rename and the reload. */
-export const followActive = (active: Active): Command => inProxy(reloadAndConfirm(releaseName(active)))
+/**
+ * Makes the active file name again what the workers serve, after a run died between the rename and the reload: what the
+ * file names then was never tested, and nobody ever met it.
+ */
+export const followWorkers = (active: Active): Command =>
+  script(`
+cd ${ROOT}
+printf %s ${quote(renderActive(active))} > ${RELEASE_CONF}.next && mv ${RELEASE_CONF}.next ${RELEASE_CONF}`)
 
 /** nginx did not take a switch; what served before still serves. */
 export class NotSwitched extends Stop {}
@@ -100,6 +109,7 @@ export async function switchTo(host: Host, active: Active | undefined): Promise<
     await host.write(switchCommand(active), { timeout: 60 })
   } catch (error) {
     const { code, stderr } = error instanceof CommandFailed ? error.result : {}
+    if (code === NOT_BEGUN) throw new NotSwitched(`The switch to ${target} could not begin.\n${stderr?.trim()}`)
     if (code === REFUSED)
       throw new NotSwitched(`nginx refused the switch to ${target}; it was put back.\n${stderr?.trim()}`, [
         'Mend the file on the server that nginx names, then run this again.',
@@ -116,7 +126,8 @@ export async function switchTo(host: Host, active: Active | undefined): Promise<
 
 /**
  * Waits until no worker with an earlier configuration is left. Prints 'left' when some still are after the given
- * seconds: then only websockets hold them, as idle connections are closed 2 s after a reload (keepalive_min_timeout).
+ * seconds: then websockets or requests that take longer hold them, as idle connections are closed 2 s after a reload
+ * (keepalive_min_timeout).
  */
 export const drainCommand = (maxSeconds: number): Command =>
   inProxy(`${WORKERS}
