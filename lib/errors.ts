@@ -27,9 +27,17 @@ export class Stop extends Error {
     this.message += `\n${serving}`
     return this
   }
+
+  /** The same failure; with what to type next, unless it knows that better. */
+  orNext(next: string[]): this {
+    if (this.next.length === 0) this.next.push(...next)
+    return this
+  }
 }
 
 export const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error))
 
 /** The release itself is at fault, not the server or the network: it is remembered as bad. */
 export class BadRelease extends Stop {}
+
+export const isInterruption = (error: unknown): boolean => error instanceof Stop && error.code === EXIT.interrupted

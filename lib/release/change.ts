@@ -1,7 +1,8 @@
 import { randomUUID } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Actor } from '../actor.ts'
 import { type Config, siteUrl } from '../config.ts'
-import { BadRelease, EXIT, type ExitCode, messageOf, Stop } from '../errors.ts'
+import { BadRelease, EXIT, type ExitCode, isInterruption, messageOf, Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
 import { withLock } from '../lock.ts'
 import { type Log, seconds } from '../log.ts'
@@ -42,8 +43,14 @@ export type Change = {
   lookBack?(host: Host): Promise<void>
 }
 
+type Serving = Pick<ReleaseRecord, 'version' | 'images'>
+
+const SEE_RELEASES = ['What is known of the releases: npx tsx scripts/rollback.ts --list']
+
 /** Characters: it may hold a container's log. */
 const LONGEST_REASON = 2000
+/** What an interrupted run waits for Slack. */
+const LONGEST_FAREWELL_MS = 2000
 
 /**
  * Changes which release serves, under the lock, with a record of it, and tells Slack.
@@ -59,7 +66,10 @@ export async function changeRelease(
   const url = siteUrl(config.front)
   const tell = (text: string) => (dryRun ? Promise.resolve() : notify(log, config.notify.SLACK_WEBHOOK_URL, text))
 
-  return withLock(server, log, { ...actor, action }, { dryRun, wait }, async (host, sum = known.sum) => {
+  let begun = false
+  const holder = { ...actor, action }
+  return withLock(server, log, holder, { dryRun, wait }, async (host, sum = known.sum): Promise<ExitCode> => {
+    begun = true
     const found = sum === known.sum ? known : await survey(server)
     const before = found.active
     const change = await choose(found, host)
@@ -99,29 +109,30 @@ export async function changeRelease(
     try {
       await change.prepare(host, found, write)
       await recorded
-      if (before && !isSettled(found))
-        await log.step('Idle color is idle', () => settle(host, before, found.serving, config.release.DRAIN_TIMEOUT))
+      if (!isSettled(found))
+        await log.step('Idle color is idle', () => settle(host, found, config.release.DRAIN_TIMEOUT))
       await cutOver({ host, log, config, dryRun, next, images, before, putFilesBack })
     } catch (error) {
       await putFilesBack().catch((failure) => log.warn(messageOf(failure)))
-      const now = await survey(server).then(
-        describeServing,
-        () => 'The server does not answer, so what serves now is not known.',
-      )
+      const now = await whatServes(server)
       // What serves was good enough to serve, whatever a second try of it says.
       const outcome = error instanceof BadRelease && version !== before?.version ? 'bad' : 'failed'
       const reason = log.clean(messageOf(error)).slice(0, LONGEST_REASON)
+      // GitHub gives a cancelled run 10 s.
+      if (isInterruption(error)) log.say(`  ${now}`)
       await write({ outcome, reason, timings: log.timings }).catch(() => log.warn('This run could not be recorded.'))
-      await announced
-      await tell(`❌ ${title} FAILED at "${log.current}". ${now} ${url}`)
-      throw error instanceof Stop ? error.withServing(now) : error
+      const at = log.current ? ` at "${log.current}"` : ''
+      const told = announced.then(() => tell(`❌ ${title} FAILED${at}. ${now} ${url}`))
+      await (isInterruption(error) ? Promise.race([told, sleep(LONGEST_FAREWELL_MS)]) : told)
+      throw error instanceof Stop ? error.withServing(now).orNext(SEE_RELEASES) : error
     }
     const took = (Date.now() - started) / 1000
     const good = { outcome: 'good', timings: log.timings, seconds: took } as const
     await write(good).catch(() => log.warn('This run could not be recorded.'))
     const lookingBack = change.lookBack?.(host).catch((error) => log.warn(messageOf(error)))
-    const leftover = await cleanUp(run, host, found, images)
+    const leftover = await cleanUp(run, host, found, { version, images })
     await lookingBack
+    await write({ timings: log.timings }).catch((error) => log.warn(messageOf(error)))
     if (dryRun) {
       log.say('Dry run: nothing was changed.')
       return EXIT.done
@@ -133,20 +144,30 @@ export async function changeRelease(
     if (before && before.version !== version)
       log.say(`Back to ${before.version}: npx tsx scripts/rollback.ts --to ${before.version}`)
     return leftover?.code === EXIT.interrupted ? EXIT.interrupted : EXIT.done
+  }).catch((error) => {
+    if (begun || !(error instanceof Stop)) throw error
+    throw error.withServing(`Nothing was touched. ${describeServing(known)}`)
   })
 }
+
+const whatServes = (server: Host): Promise<string> =>
+  survey(server).then(describeServing, (error) =>
+    error instanceof Stop && error.code === EXIT.needsHuman
+      ? messageOf(error)
+      : 'The server does not answer, so what serves now is not known.',
+  )
 
 /**
  * Stops the old color and removes old images. By now the release serves and passed its tests, so what goes wrong here is
  * no failure of it: the next run begins by making good for it.
  */
-async function cleanUp(run: Run, host: Host, found: Survey, images: Images): Promise<Stop | undefined> {
+async function cleanUp(run: Run, host: Host, found: Survey, now: Serving): Promise<Stop | undefined> {
   const { log, config } = run
   const before = found.active
   try {
     if (before)
       await log.step(`Drain and stop ${releaseName(before)}`, () => retire({ host, log, config }, before.color))
-    await log.step('Remove old images', () => prune(run, host, found, images))
+    await log.step('Remove old images', () => prune(run, host, found, now))
   } catch (error) {
     return error instanceof Stop ? error : new Stop(messageOf(error))
   }
@@ -154,12 +175,9 @@ async function cleanUp(run: Run, host: Host, found: Survey, images: Images): Pro
 }
 
 /** Only after a success, and only images that neither color nor a kept release needs. */
-async function prune({ config, log }: Run, host: Host, found: Survey, now: Images): Promise<void> {
-  const inUse = [...Object.values(now), ...(found.active ? found.colorImages[found.active.color] : [])]
-  const records = [
-    ...found.records,
-    { version: 'now', outcome: 'good', images: now, at: '', action: 'deploy' } as ReleaseRecord,
-  ]
+async function prune({ config, log }: Run, host: Host, found: Survey, now: Serving): Promise<void> {
+  const inUse = [...Object.values(now.images), ...(found.active ? found.colorImages[found.active.color] : [])]
+  const records = [...found.records, { ...now, outcome: 'good' } as ReleaseRecord]
   const old = imagesToRemove(await imagesOnServer(host, records), records, config.release.KEEP_RELEASES, inUse)
   if (old.length === 0) return
   log.say(`  ${old.length} images of releases beyond the last ${config.release.KEEP_RELEASES}`)

@@ -6,6 +6,7 @@ import type { Readable } from 'node:stream'
 import { Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
 import { CHECKOUT_PENDING, ROOT } from '../layout.ts'
+import type { Log } from '../log.ts'
 import { type Command, script, sh } from '../shell.ts'
 
 export type Commit = { hash: string; author: string; subject: string; dirty: boolean }
@@ -101,3 +102,13 @@ rm -f .git/index.lock
 git checkout -q --force --detach ${commit}
 rm -rf ${NEXT} ${CHECKOUT_PENDING}
 `)
+
+/** Keeps what somebody changed by hand in the server's checkout, before another commit takes its place. */
+export async function keepEdits(log: Log, host: Host): Promise<void> {
+  await host.write(
+    script(
+      `cd ${ROOT} && edits=$(git stash create) && { [ -z "$edits" ] || git stash store -q -m 'before a rollback' "$edits"; }`,
+    ),
+  )
+  log.warn(`Files were changed by hand in ${ROOT} on the server. They are kept: git -C ${ROOT} stash show -p`)
+}

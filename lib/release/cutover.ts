@@ -1,17 +1,17 @@
 import { startColor } from '../compose.ts'
 import type { Config } from '../config.ts'
-import { BadRelease, EXIT, messageOf, Stop } from '../errors.ts'
+import { BadRelease, EXIT, isInterruption, messageOf, Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
 import { colorEnv, ROOT } from '../layout.ts'
 import { type Log, seconds } from '../log.ts'
-import { type Command, chain, script, sh } from '../shell.ts'
+import { type Command, chain, sh } from '../shell.ts'
 import { databaseChecks, httpChecks } from '../smoke/checks.ts'
 import { type CheckResult, countsAgainst, describeCheck, runChecks } from '../smoke/smoke.ts'
 import { type Active, type Color, releaseName, renderColorEnv, servicesOf } from './color.ts'
 import { healthGate } from './gate.ts'
 import type { Images } from './release.ts'
 import type { Survey } from './survey.ts'
-import { drainCommand, followActive, NotSwitched, switchTo } from './switch.ts'
+import { drainCommand, NotSwitched, switchTo } from './switch.ts'
 
 export type CutOver = {
   host: Host
@@ -55,7 +55,7 @@ export async function cutOver(run: CutOver): Promise<void> {
   } catch (error) {
     // Whether a connection that broke in the switch left it done or not cannot be known: switching back is right for both.
     if (switching && !(error instanceof NotSwitched) && !isInterruption(error)) throw await switchBack(run, error)
-    await stopAgain(run)
+    await stopAgain(run, error)
     throw error
   }
   try {
@@ -72,8 +72,9 @@ export async function cutOver(run: CutOver): Promise<void> {
 async function switchBack(run: CutOver, error: unknown, servesSince?: number): Promise<Stop> {
   const { host, log, next, before } = run
   const target = before ? releaseName(before) : 'the maintenance page'
+  // They passed their tests, so the old release can be served with them as well.
+  await run.putFilesBack().catch((failure) => log.warn(messageOf(failure)))
   try {
-    await run.putFilesBack()
     await log.step(`Switch back to ${target}`, () => switchTo(host, before), 'always')
   } catch (failure) {
     const message = `${messageOf(error)}\nSwitching back to ${target} failed, too: ${messageOf(failure)}`
@@ -85,28 +86,33 @@ async function switchBack(run: CutOver, error: unknown, servesSince?: number): P
   }
   const served =
     servesSince === undefined ? '' : ` after it had served for ${seconds((performance.now() - servesSince) / 1000)}`
-  // Its websockets would hold who asked to stop; the next run drains it before it uses the color again.
-  if (isInterruption(error)) log.say(`  ${releaseName(next)} is left running, without traffic; the next run stops it`)
-  else await stopAgain(run)
+  await stopAgain(run, error)
   const message = `${messageOf(error)}\n${next.version} was switched back${served}.`
-  if (error instanceof BadRelease) return new BadRelease(message, [], EXIT.rolledBack)
+  if (error instanceof BadRelease)
+    return new BadRelease(message, ['Mend what the checks name, and deploy the next version.'], EXIT.rolledBack)
   return new Stop(message, [], isInterruption(error) ? EXIT.interrupted : EXIT.rolledBack)
 }
 
-const isInterruption = (error: unknown) => error instanceof Stop && error.code === EXIT.interrupted
-
-const stopAgain = (run: CutOver) =>
+const stopAgain = (run: CutOver, why: unknown) =>
   run.log
-    .step(`Stop ${run.next.version} again`, () => retire(run, run.next.color), 'always')
+    .step(
+      `Stop ${run.next.version} again`,
+      () => (isInterruption(why) ? retireLater(run, run.next.color) : retire(run, run.next.color)),
+      'always',
+    )
     .catch((failure) => run.log.warn(messageOf(failure)))
 
-/** Whether the idle color is idle: nginx follows its file, and no earlier worker is left. */
-export const isSettled = ({ active, serving, retiring }: Pick<Survey, 'active' | 'serving' | 'retiring'>): boolean =>
-  !active || (serving === releaseName(active) && retiring.length === 0)
+/** Whether the idle color is idle: nginx's file names what its workers serve, and no earlier worker is left. */
+export const isSettled = ({ fileIsAhead, retiring }: Pick<Survey, 'fileIsAhead' | 'retiring'>): boolean =>
+  !fileIsAhead && retiring.length === 0
 
 /** Makes the idle color idle, after a run died between rename and reload, or before it had drained. */
-export async function settle(host: Host, active: Active, serving: string, drainSeconds: number): Promise<void> {
-  if (serving !== releaseName(active)) await host.write(followActive(active), { timeout: 60 })
+export async function settle(
+  host: Host,
+  { active, fileIsAhead }: Pick<Survey, 'active' | 'fileIsAhead'>,
+  drainSeconds: number,
+): Promise<void> {
+  if (fileIsAhead) await switchTo(host, active)
   await host.write(drainCommand(drainSeconds), { timeout: drainSeconds + 20 })
 }
 
@@ -121,14 +127,6 @@ const writeColorEnv = (color: Color, version: string, images: Images): Command =
     sh`mv ${`${file}.next`} ${file}`,
   )
 }
-
-/** Stops but keeps the containers: a rollback starts them again. Docker kills what has not ended after its stop grace period. */
-const stopColor = (color: Color): Command =>
-  script(
-    `docker stop ${servicesOf(color)
-      .map((service) => `kgc-${service}-1`)
-      .join(' ')}`,
-  )
 
 async function gate({ host, log, config, dryRun, next }: CutOver): Promise<void> {
   if (dryRun)
@@ -154,19 +152,28 @@ async function smoke({ host, log, config, dryRun, next }: CutOver, before: Check
   )
 }
 
+type Retiring = Pick<CutOver, 'host' | 'log' | 'config'>
+
 /**
  * Stops a color that no longer gets traffic. First the old workers finish their requests; what holds them after that
- * are websockets, and the application closes those cleanly when it is told to stop.
+ * are websockets, which the application closes cleanly when it is told to stop, and requests that take longer than
+ * DRAIN_TIMEOUT, which it then finishes.
  */
-export async function retire(
-  { host, log, config }: Pick<CutOver, 'host' | 'log' | 'config'>,
-  color: Color,
-): Promise<void> {
+export async function retire({ host, log, config }: Retiring, color: Color): Promise<void> {
   const seconds = config.release.DRAIN_TIMEOUT
-  const left = await host.write(drainCommand(seconds), { timeout: seconds + 20 })
-  if (left === 'left')
+  const say = (line: string) =>
+    line === 'left' &&
     log.say(
       `  after ${seconds} s some connections are left, probably websockets; the application is told to close them`,
     )
-  await host.write(stopColor(color), { timeout: 90 })
+  await host.write(retireCommand(color, seconds), { timeout: seconds + 110, onLine: say })
 }
+
+/** The server does it by itself, for who was asked to stop; the next run waits for it, as for every command. */
+async function retireLater({ host, config }: Retiring, color: Color): Promise<void> {
+  await host.write(sh`sh -c ${retireCommand(color, config.release.DRAIN_TIMEOUT).shell} > /dev/null 2>&1 < /dev/null &`)
+}
+
+/** The containers are kept: a rollback starts them again. Docker kills what has not ended after its stop grace period. */
+const retireCommand = (color: Color, seconds: number): Command =>
+  chain(drainCommand(seconds), sh`docker stop ${servicesOf(color).map((service) => `kgc-${service}-1`)}`)

@@ -1,7 +1,7 @@
 import { compose, listServices, stackServices, startMissing } from '../compose.ts'
-import { messageOf } from '../errors.ts'
+import { messageOf, Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
-import { ROOT, SERVICES } from '../layout.ts'
+import { PROXY, ROOT, SERVICES } from '../layout.ts'
 import type { Log } from '../log.ts'
 import { chain, script, sh } from '../shell.ts'
 import { checkoutCommit, NEXT, unpackNext } from './checkout.ts'
@@ -18,12 +18,23 @@ const RESTART_SECONDS = 60
  * alike, and take their place only when they are good.
  * @param send brings the commit to the server first, unless it is known to be there
  */
-export async function bringFiles(host: Host, commit: string, found: Survey, send = async () => {}): Promise<void> {
-  if (found.commit === commit && found.active && !found.checkoutPending) return
-  await send()
-  await host.write(chain(prepareActive, emptyColorEnvs, unpackNext(commit)))
-  await host.write(chain(compose(sh`config --quiet`, `${ROOT}/${NEXT}`), testNginx), { timeout: 300 })
-  await host.write(checkoutCommit(commit))
+export async function bringFiles(
+  log: Log,
+  host: Host,
+  commit: string,
+  found: Survey,
+  send = async () => {},
+): Promise<void> {
+  const isThere = found.commit === commit && found.active !== undefined && !found.checkoutPending
+  const short = commit.slice(0, 7)
+  await log.step(`Files of ${short}`, async () => {
+    if (isThere) return
+    await send()
+    await host.write(chain(prepareActive, emptyColorEnvs, unpackNext(commit)))
+    await host.write(chain(compose(sh`config --quiet`, `${ROOT}/${NEXT}`), testNginx), { timeout: 300 })
+  })
+  // A step of its own: what an interruption leaves running must not check out after the files were put back.
+  if (!isThere) await log.step(`Check out ${short}`, () => host.write(checkoutCommit(commit)), 'whole')
 }
 
 /** Compose reads both files on every call, also before there are releases. */
@@ -59,6 +70,18 @@ export async function startStack(log: Log, host: Host, found: Survey, missing: s
   })
 }
 
+/**
+ * Starts nginx where it does not run: without it there is nothing to switch.
+ * @throws Stop when it does not start
+ */
+export async function startProxy(log: Log, host: Host, found: Survey): Promise<void> {
+  if (found.containers['nginx-proxy'] === 'running') return
+  const start = () => host.write(startMissing(['nginx-proxy'], RESTART_SECONDS), { timeout: RESTART_SECONDS + 60 })
+  await log.step('Start nginx', start).catch((error) => {
+    throw new Stop(`nginx does not start.\n${messageOf(error)}`, [`On the server: docker logs --tail 20 ${PROXY}`])
+  })
+}
+
 /** Shows which services do not run as their files say. */
 export function showDrift(log: Log, drift: Drift[], apply: boolean): void {
   if (drift.length === 0) return
@@ -69,8 +92,6 @@ export function showDrift(log: Log, drift: Drift[], apply: boolean): void {
 
 /** Makes services run as their files say. */
 export async function applyStack(log: Log, host: Host, drift: Drift[]): Promise<void> {
-  await log.step('Change the stack', async () => {
-    for (const command of applyDrift(drift, STACK_START_SECONDS))
-      await host.write(command, { timeout: STACK_START_SECONDS + 60 })
-  })
+  for (const command of applyDrift(drift, STACK_START_SECONDS))
+    await log.step('Change the stack', () => host.write(command, { timeout: STACK_START_SECONDS + 60 }))
 }
