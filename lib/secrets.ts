@@ -1,4 +1,6 @@
 import { createHash, randomBytes } from 'node:crypto'
+import { ROOT } from './layout.ts'
+import { type Command, quote, sh } from './shell.ts'
 
 /** How to make a value. Everything is hex: it survives URLs, YAML, Compose, sh and awk alike without quoting. */
 type Format = { bytes: number } | { from: 'operator' }
@@ -93,4 +95,15 @@ export function redisAcl(secrets: Record<string, string>): string {
       '-@all +ping +info +select +dbsize +config|get +client|list +slowlog|get +slowlog|len +latency|latest +latency|histogram',
     ),
   ].join('\n')}\n`
+}
+
+/**
+ * The command with the server's secrets blanked in what it prints: an application's log may show them, and they must not
+ * leave the server with it. Everything comes on stdout. It needs bash, for a list that is in no argument and no file.
+ */
+export function withoutSecrets(command: Command): Command {
+  const values = `s/^(${SECRETS.map(({ name }) => name).join('|')})=["']?([^"']{8,})["']?$/\\2/p`
+  const blanking = String.raw`s/[][\/.*^$]/\\&/g; s/.*/s\/&\/***\/g/`
+  const list = `sed -nE ${quote(values)} ${ROOT}/.env | sed ${quote(blanking)}`
+  return sh`bash -o pipefail -c ${`{ ${command.shell}\n} 2>&1 | sed -u -f <(${list})`}`
 }

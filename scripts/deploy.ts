@@ -30,6 +30,7 @@ await runbook(
   async ({ positionals: [tag = ''], flags }, log) => {
     const started = Date.now()
     const version = parseVersion(tag)
+    const wait = waitSeconds(flags)
     const config = loadConfig(flags.env, ['front', 'server', 'registry', 'release', 'notify'])
     log.hide(redactor(config.secrets))
     const dryRun = flags['dry-run']
@@ -57,7 +58,7 @@ await runbook(
         details: [`Commit: ${short} ${commit.subject}`, `Author: ${commit.author}`],
       }
       return await changeRelease(
-        { log, server, config, actor, dryRun, wait: waitSeconds(flags), started, known: checked.found },
+        { log, server, config, actor, dryRun, wait, started, known: checked.found },
         `deploy ${version}`,
         async () => ({
           ...change,
@@ -67,19 +68,20 @@ await runbook(
           },
           async prepare(host, found, note) {
             if (dryRun) log.result(await diffFiles(local, found.commit, commit.hash))
-            await log.step(`Files of ${short}`, () =>
-              bringFiles(host, commit.hash, found, () => sendCommit(local, host, commit.hash, found.commit)),
-            )
+            await bringFiles(log, host, commit.hash, found, () => sendCommit(local, host, commit.hash, found.commit))
             const [services] = await log.step(`Pull ${version}`, () =>
               // On an empty server a dry run finds no files to read.
               Promise.all([
                 dryRun && !found.commit ? [] : listStack(host, dryRun ? found.commit : commit.hash, found),
-                host.write(pullImages(images, version), { timeout: 900 }),
+                // Not a step that the next run waits for: a rollback must not wait for a dead run's download.
+                server.write(pullImages(images, version), { timeout: 900 }),
               ]),
             )
             // Before what is new starts: that may need the others as they are to be.
             if ((flags.stack || dryRun) && found.commit) {
-              const drift = mergeDrift(await findDrift(host), dryRun ? await plannedDrift(host, found.commit) : [])
+              const drift = await log.step('Compare the stack', async () =>
+                mergeDrift(await findDrift(host), dryRun ? await plannedDrift(host, found.commit) : []),
+              )
               showDrift(log, drift, flags.stack)
               if (flags.stack && drift.length > 0) await applyStack(log, host, drift)
             }

@@ -2,20 +2,19 @@ import { currentActor } from '../lib/actor.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook, WAIT_FLAG, waitSeconds } from '../lib/cli.ts'
 import { loadConfig, siteUrl, sshTarget } from '../lib/config.ts'
 import { confirm } from '../lib/confirm.ts'
-import { EXIT, Stop } from '../lib/errors.ts'
+import { Stop } from '../lib/errors.ts'
 import { ROOT } from '../lib/layout.ts'
-import { seconds } from '../lib/log.ts'
 import { redactor } from '../lib/redact.ts'
 import { changeRelease } from '../lib/release/change.ts'
-import { hasCommit } from '../lib/release/checkout.ts'
-import { bringFiles } from '../lib/release/files.ts'
+import { hasCommit, keepEdits } from '../lib/release/checkout.ts'
+import { bringFiles, startProxy } from '../lib/release/files.ts'
+import { showReleases } from '../lib/release/list.ts'
 import { diffFiles } from '../lib/release/plan.ts'
+import { assertRoomToPull } from '../lib/release/preflight.ts'
 import { pullImages } from '../lib/release/registry.ts'
 import { migrationsSince, parseVersion, type Release, releases, rollbackTarget } from '../lib/release/release.ts'
-import { imagesOnServer, isOnServer } from '../lib/release/retention.ts'
-import { describeServing, type Survey, survey } from '../lib/release/survey.ts'
+import { type Survey, survey } from '../lib/release/survey.ts'
 import { connect } from '../lib/ssh.ts'
-import { table } from '../lib/table.ts'
 
 await runbook(
   {
@@ -37,14 +36,15 @@ await runbook(
   async ({ flags }, log) => {
     const started = Date.now()
     const to = flags.to === undefined ? undefined : parseVersion(flags.to)
+    if (flags.list) return showReleases(log, flags.env, flags.json)
+    const wait = waitSeconds(flags)
     const config = loadConfig(flags.env, ['front', 'server', 'release', 'notify'])
     log.hide(redactor(config.secrets))
     const actor = currentActor()
     const dryRun = flags['dry-run']
-    if (!flags.list)
-      log.say(
-        `Rollback to ${to ?? 'the last good release'} on ${config.server.SSH_HOST} for ${siteUrl(config.front)}, by ${actor.who}`,
-      )
+    log.say(
+      `Rollback to ${to ?? 'the last good release'} on ${config.server.SSH_HOST} for ${siteUrl(config.front)}, by ${actor.who}`,
+    )
 
     const server = await log.step('Connect', () =>
       connect(sshTarget(config.server), dryRun ? (command) => log.result(command.shell) : undefined),
@@ -65,34 +65,9 @@ await runbook(
       return target
     }
     try {
-      if (flags.list) {
-        const found = await survey(server)
-        const onServer = await imagesOnServer(server, found.records)
-        const rows = releases(found.records).map((release) => ({
-          ...release,
-          current: release.version === found.active?.version,
-          onServer: isOnServer(onServer, release.images),
-        }))
-        if (flags.json) log.result(JSON.stringify(rows, null, 2))
-        else {
-          const header = ['version', 'state', 'commit', 'who', 'when', 'took', 'on the server']
-          const cells = rows.map((row) => [
-            row.version,
-            row.current ? `${row.state}, current` : row.state,
-            row.commit.slice(0, 7),
-            row.actor,
-            row.at.slice(0, 16).replace('T', ' '),
-            row.seconds === undefined ? '' : seconds(row.seconds),
-            row.onServer ? 'yes' : 'no',
-          ])
-          log.result(table([header, ...cells]))
-        }
-        log.say(describeServing(found))
-        return EXIT.done
-      }
       const known = await survey(server)
       await choose(known)
-      const run = { log, server, config, actor, dryRun, wait: waitSeconds(flags), started, known }
+      const run = { log, server, config, actor, dryRun, wait, started, known }
       return await changeRelease(run, `rollback to ${to ?? 'the last good release'}`, async (found) => {
         const target = await choose(found)
         const hasFiles = await hasCommit(server, ROOT, target.commit)
@@ -104,10 +79,13 @@ await runbook(
           details: [`From: ${found.active?.version}`, `By: ${actor.who}`],
           async prepare(host) {
             if (dryRun) log.result(await diffFiles(host, found.commit, commit, ROOT))
-            await log.step(`Images of ${target.version}`, () =>
-              host.write(pullImages(target.images, target.version), { timeout: 900 }),
-            )
-            await log.step(`Files of ${commit.slice(0, 7)}`, () => bringFiles(host, commit, found))
+            await log.step(`Images of ${target.version}`, async () => {
+              await assertRoomToPull(server, found, target.images, config.release.MIN_FREE_DISK_GB)
+              await server.write(pullImages(target.images, target.version), { timeout: 900 })
+            })
+            if (found.dirty.length > 0 && commit !== found.commit) await keepEdits(log, host)
+            await bringFiles(log, host, commit, found)
+            await startProxy(log, host, found)
           },
         }
       })

@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { BadRelease } from '../errors.ts'
 import type { Host } from '../host.ts'
 import { PROXY } from '../layout.ts'
+import { withoutSecrets } from '../secrets.ts'
 import { script, sh } from '../shell.ts'
 import { type Color, servicesOf } from './color.ts'
 
@@ -48,16 +49,15 @@ done`
 
 async function explainUnhealthy(host: Host, color: Color, urls: string[], seconds: number): Promise<BadRelease> {
   const services = servicesOf(color)
-  const report = await host.read(
-    script(`
+  const look = script(`
 for service in ${services.join(' ')}; do
   docker ps -a --filter name="^kgc-$service-1$" --format '{{.Names}}: {{.Status}}'
   docker logs --tail 20 "kgc-$service-1" 2>&1 | sed 's/^/  /'
 done
 for url in ${urls.join(' ')}; do
   docker exec ${PROXY} curl -s -o /dev/null --max-time 2 -w "GET $url -> %{http_code}\\n" "$url" 2>/dev/null || echo "GET $url -> no answer"
-done`),
-  )
+done`)
+  const report = await host.read(withoutSecrets(look))
   return new BadRelease(`The new release did not become healthy in ${RETRIES + 1} tries of ${seconds} s.\n${report}`, [
     'Read the log above. When it only needs longer to start, raise HEALTH_TIMEOUT.',
   ])

@@ -3,6 +3,7 @@ import { BadRelease, EXIT, messageOf, Stop } from '../errors.ts'
 import { CommandFailed, type Host } from '../host.ts'
 import { BACKUP_LOCK, HELD_BY_ANOTHER, ROOT } from '../layout.ts'
 import type { Log } from '../log.ts'
+import { withoutSecrets } from '../secrets.ts'
 import { type Command, sh } from '../shell.ts'
 
 const LONGEST_MIGRATION_SECONDS = 1800
@@ -13,7 +14,7 @@ type Migration = {
   host: Host
   log: Log
   /** Adds to the record of this run. */
-  note(line: { migration: string }): Promise<unknown>
+  note(line: { migration: string; migrated?: boolean }): Promise<unknown>
   command: string | undefined
   image: string
 }
@@ -29,8 +30,11 @@ export async function migrate({ host, log, note, command, image }: Migration): P
     await note({ migration: command })
     const show = (line: string) => log.say(`  ${line}`)
     await host
-      .write(migrationCommand(command, image), { timeout: LONGEST_MIGRATION_SECONDS, onLine: show })
-      .catch((error) => {
+      .write(migrationCommand(command, image), {
+        timeout: WAIT_FOR_BACKUP_SECONDS + LONGEST_MIGRATION_SECONDS,
+        onLine: show,
+      })
+      .catch(async (error) => {
         if (error instanceof CommandFailed && error.result.code === HELD_BY_ANOTHER) {
           throw new Stop(
             'A backup is running, and a migration has to wait for it. Nothing was switched.',
@@ -38,16 +42,22 @@ export async function migrate({ host, log, note, command, image }: Migration): P
             EXIT.locked,
           )
         }
+        await note({ migration: command, migrated: false })
         throw new BadRelease(`The migration failed, so nothing was switched.\n${messageOf(error)}`, [
           'Read its output above. The old release still serves; whether the database changed halfway is for the migration to say.',
         ])
       })
+    await note({ migration: command, migrated: true })
   })
 }
 
 /** In a container of its own, with the backend's environment. */
-const migrationCommand = (command: string, image: string): Command =>
-  sh`export MIGRATION_IMAGE=${image} && ${afterBackup(compose(sh`run --rm --no-deps -T kgc-migrate sh -c ${command}`))}`
+function migrationCommand(command: string, image: string): Command {
+  const run = compose(sh`run --rm --no-deps -T kgc-migrate sh -c ${command}`)
+  // HELD_BY_ANOTHER is the lock's word, never the migration's.
+  const own = sh`${withoutSecrets(run)} || { code=$?; [ $code -ne ${HELD_BY_ANOTHER} ] || code=1; exit $code; }`
+  return sh`export MIGRATION_IMAGE=${image} && ${afterBackup(own)}`
+}
 
 /** Holds the lock of the backups meanwhile. */
 function afterBackup(command: Command): Command {

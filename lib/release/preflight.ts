@@ -4,6 +4,7 @@ import type { Host } from '../host.ts'
 import { ROOT } from '../layout.ts'
 import { login, resolveDigests } from './registry.ts'
 import type { Images } from './release.ts'
+import { imagesOnServer, isOnServer } from './retention.ts'
 import { type Survey, survey } from './survey.ts'
 
 export type Preflight = { images: Images; found: Survey }
@@ -50,12 +51,7 @@ export function serverProblems(found: Survey, minFreeGb: number): { problem: str
     ]
   }
   const problems = []
-  if (found.freeGb < minFreeGb) {
-    problems.push({
-      problem: `The server's disk has ${found.freeGb} GB free; a deploy wants ${minFreeGb} GB (MIN_FREE_DISK_GB).`,
-      hint: 'See what takes the space with `docker system df` and `du -xh -d 2 / | sort -h | tail` on the server: RUNBOOK.md, "The disk is full".',
-    })
-  }
+  if (found.freeGb < minFreeGb) problems.push(diskProblem(found, minFreeGb))
   if (found.dirty.length > 0) {
     problems.push({
       problem: `Somebody changed files in ${ROOT} on the server:\n${found.dirty.map((file) => `  ${file}`).join('\n')}`,
@@ -63,4 +59,16 @@ export function serverProblems(found: Survey, minFreeGb: number): { problem: str
     })
   }
   return problems
+}
+
+const diskProblem = ({ freeGb }: Survey, minFreeGb: number) => ({
+  problem: `The server's disk has ${freeGb} GB free; a release wants ${minFreeGb} GB (MIN_FREE_DISK_GB).`,
+  hint: 'See what takes the space with `docker system df` and `du -xh -d 2 / | sort -h | tail` on the server: RUNBOOK.md, "The disk is full".',
+})
+
+/** @throws Stop when the images have to be pulled and the disk has no room for them; what is there needs none */
+export async function assertRoomToPull(host: Host, found: Survey, images: Images, minFreeGb: number): Promise<void> {
+  if (found.freeGb >= minFreeGb || isOnServer(await imagesOnServer(host, found.records), images)) return
+  const { problem, hint } = diskProblem(found, minFreeGb)
+  throw new Stop(problem, ['Choose a release that is on the server: npx tsx scripts/rollback.ts --list', hint])
 }

@@ -25,6 +25,8 @@ export type ReleaseRecord = {
   seconds?: number
   /** The command that changed the databases for this release. */
   migration?: string
+  /** Whether it ended well; not known of one that was cut off. */
+  migrated?: boolean
 }
 
 /** What is known of a version. `left` is one that served well until somebody rolled back from it. */
@@ -70,12 +72,16 @@ export function releases(records: ReleaseRecord[]): Release[] {
     const known = byVersion.get(version)
     // What served well does not become bad: a later failure is more likely the server's, and the tests guard it again.
     const servedWell = known?.state === 'good' || known?.state === 'left'
-    if (servedWell && outcome !== 'good') continue
+    const migrations = migration ? { migration, migratedAt: at } : pick(known, 'migration', 'migratedAt')
+    if (known && servedWell && outcome !== 'good') {
+      Object.assign(known, migrations)
+      continue
+    }
     byVersion.delete(version)
     byVersion.set(version, {
       ...{ version, images, commit, actor, at, state: outcome === 'started' ? 'interrupted' : outcome },
       ...(seconds === undefined ? {} : { seconds }),
-      ...(migration ? { migration, migratedAt: at } : pick(known, 'migration', 'migratedAt')),
+      ...migrations,
     })
     const leftBehind =
       action === 'rollback' && outcome === 'good' && from !== version ? byVersion.get(from ?? '') : undefined

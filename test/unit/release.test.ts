@@ -85,6 +85,16 @@ test('does not ask again about a migration with which the target has served sinc
   assert.equal(target && migrationsSince(all, target), [])
 })
 
+test('does not forget the migration of a release when another try of it fails', () => {
+  const all = releases([
+    run('v1', 'good'),
+    run('v2', 'good'),
+    run('v2', 'bad', { migration: 'npm run migrate', migrated: true }),
+  ])
+  const target = all.find(({ version }) => version === 'v1')
+  assert.equal(target && migrationsSince(all, target).map(({ version }) => version), ['v2'])
+})
+
 test('takes v123 for a version and nothing else', () => {
   assert.is(parseVersion('v123'), 'v123')
   for (const text of ['latest', '123', 'v', 'v1; rm -rf /', 'v1\n', 'V1', ''])

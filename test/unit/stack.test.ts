@@ -1,15 +1,24 @@
-import { execFileSync } from 'node:child_process'
-import { readFileSync } from 'node:fs'
+import { execFileSync, spawnSync } from 'node:child_process'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { parse } from 'yaml'
 import { stackServices } from '../../lib/compose.ts'
-import { NOTHING_DEPLOYED, other, parseActive, releaseName, renderActive } from '../../lib/release/color.ts'
+import {
+  type Active,
+  NOTHING_DEPLOYED,
+  other,
+  parseActive,
+  releaseName,
+  renderActive,
+} from '../../lib/release/color.ts'
 import { parseDrift } from '../../lib/release/plan.ts'
 import { serverProblems } from '../../lib/release/preflight.ts'
-import { parseSurvey } from '../../lib/release/survey.ts'
-import { generateSecrets, redisAcl, SECRETS } from '../../lib/secrets.ts'
+import { believeWorkers, parseSurvey } from '../../lib/release/survey.ts'
+import { generateSecrets, redisAcl, SECRETS, withoutSecrets } from '../../lib/secrets.ts'
+import { script } from '../../lib/shell.ts'
 import { PROJECT_DIR } from '../rehearsal/names.ts'
 
 const test = suite("the stack's files, and what is read back from the server")
@@ -111,6 +120,39 @@ test('a survey of an empty server, and of one that serves', () => {
   assert.is(found.records.length, 1)
   assert.is(serverProblems(found, 10).length, 1)
   assert.is(serverProblems(found, 100).length, 2)
+})
+
+test('a file that names what no worker serves yet, as a run died before the reload, is not believed', () => {
+  const surveyOf = (named: Active | undefined, says: string) =>
+    believeWorkers(parseSurvey(`@@active\n${renderActive(named)}@@serving\n${says}\n`))
+  const [old, next]: Active[] = [
+    { color: 'blue', version: 'v1' },
+    { color: 'green', version: 'v2' },
+  ]
+  assert.equal(surveyOf(next, 'blue v1 31').active, old)
+  assert.is(surveyOf(next, 'blue v1 31').fileIsAhead, true)
+  assert.is(surveyOf(next, 'none none 31').active, undefined)
+  for (const says of ['green v2 31', '', '<html> 502']) {
+    assert.equal(surveyOf(next, says).active, next, says)
+    assert.is(surveyOf(next, says).fileIsAhead, false, says)
+  }
+})
+
+test("an application's log leaves the server without the server's secrets", () => {
+  const folder = mkdtempSync(join(tmpdir(), 'kgc-secrets-'))
+  writeFileSync(
+    join(folder, '.env'),
+    'DOMAIN=kgc-erp.hu\nKGC_DB_PASSWORD=0123456789abcdef\nSZAMLAZZ_HU_AGENT_KEY="a/b.c&d[e]*"\n',
+  )
+  const prints = withoutSecrets(
+    script(
+      `echo 'at kgc-erp.hu: postgres://kgc:0123456789abcdef@postgres'; echo 'key a/b.c&d[e]* (axb.c)' >&2; exit 7`,
+    ),
+  )
+  const { status, stdout } = spawnSync('sh', ['-c', prints.shell.replaceAll('/opt/kgc', folder)], { encoding: 'utf8' })
+  rmSync(folder, { recursive: true })
+  assert.is(stdout, 'at kgc-erp.hu: postgres://kgc:***@postgres\nkey *** (axb.c)\n')
+  assert.is(status, 7)
 })
 
 test('the services to start are all but jobs, checks and the two colors', () => {
