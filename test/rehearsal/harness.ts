@@ -154,6 +154,13 @@ docker run -d --name kgc-blackbox-exporter-1 --network kgc_egress-net \\
   --label com.docker.compose.config-hash=old --label com.docker.compose.container-number=1 prom/blackbox-exporter:v0.28.0`),
   )
 
+/** Takes every image of a release from the server that nothing runs from, so that the next start has to pull it. */
+export const forgetImages = () =>
+  serverRead(
+    script(`docker ps -aq --filter status=exited --filter name=kgc-kgc- | xargs -r docker rm > /dev/null
+docker images --digests --format '{{.Repository}}@{{.Digest}}' | grep -E '/(backend|frontend)@' | xargs -r -n 1 docker rmi 2> /dev/null || true`),
+  )
+
 /** Runs a command in one of the server's containers. */
 export const inContainer = (service: string, command: Command) =>
   onServer((host) => host.probe(sh`docker exec ${`kgc-${service}-1`} sh -c ${command.shell}`, { timeout: 60 }))

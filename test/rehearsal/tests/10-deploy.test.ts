@@ -1,5 +1,7 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { LOCK, ROOT, STEP_LOCK } from '../../../lib/layout.ts'
 import { acquireLock } from '../../../lib/lock.ts'
 import { script, sh } from '../../../lib/shell.ts'
 import {
@@ -115,6 +117,7 @@ test('a release that fails the smoke tests is switched back by itself: exit 4, e
   assert.is(run.code, 4, said(run))
   assert.match(run.stderr, /✘ login \(\d+ ms\): expected 200 with an accessToken; came 500/)
   assert.match(run.stderr, /v4-broken was switched back after it had served for \d+\.\d s/)
+  assert.match(run.stderr, /^Next: /m)
   const back = Number(/Switch back to .* ([\d.]+) s/.exec(run.stderr)?.[1])
   console.log(`  switching back took ${back} s`)
   // Measured 0.3 to 0.4 s; the bound leaves room for a busy machine.
@@ -188,7 +191,7 @@ const refusals: { name: string; version?: string; env?: Record<string, string>; 
     name: 'a disk with too little space',
     env: { MIN_FREE_DISK_GB: '9000' },
     code: 1,
-    says: /disk has \d+ GB free; a deploy wants 9000 GB/,
+    says: /disk has \d+ GB free; a release wants 9000 GB/,
   },
 ]
 for (const { name, version = 'v1', env, code, says } of refusals) {
@@ -212,7 +215,7 @@ test('refuses a disk that is really full, with the figures, and names all proble
     const before = await fingerprint()
     const run = await runScript('deploy', ['v99'])
     assert.is(run.code, 1, said(run))
-    assert.match(run.stderr, /disk has 0 GB free; a deploy wants 5 GB/)
+    assert.match(run.stderr, /disk has 0 GB free; a release wants 5 GB/)
     assert.match(run.stderr, /there is no such tag/)
     assert.is(await fingerprint(), before)
   } finally {
@@ -249,6 +252,22 @@ test('two at the same time: one deploys, the other is refused', async () => {
   const runs = await Promise.all([startScript('deploy', ['v1']).ended, startScript('deploy', ['v1']).ended])
   assert.equal(runs.map(({ code }) => code).sort(), [0, 3], runs.map(said).join('\n'))
   assert.is(await servedVersion(), 'v1')
+})
+
+test('a run that is killed while it waits for what a dead run left behind leaves no lock', async () => {
+  const leftover = serverRead(sh`flock -s ${`${ROOT}/${STEP_LOCK}`} sleep 15`)
+  const { child, output, ended } = startScript('deploy', ['v1'], { GITHUB_ACTIONS: 'true' })
+  await until(async () => output.stderr.includes('::group::Lock'), 'the lock', 10)
+  await sleep(1000)
+  child.kill('SIGKILL')
+  await ended
+  const isFree = () =>
+    serverRead(sh`flock -n ${`${ROOT}/${LOCK}`} true`).then(
+      () => true,
+      () => false,
+    )
+  await until(isFree, 'the lock to be free', 5)
+  await leftover
 })
 
 test('with --wait the second one waits its turn', async () => {

@@ -1,8 +1,9 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { compose } from '../../../lib/compose.ts'
-import { chain, script, sh } from '../../../lib/shell.ts'
+import { chain, sh } from '../../../lib/shell.ts'
 import {
+  forgetImages,
   onServer,
   rehearsal,
   runScript,
@@ -97,10 +98,7 @@ withSoak('a rollback to a release whose containers are kept: less than 5 s', asy
 
 withSoak('a rollback to a release that has to be pulled again', async () => {
   const took = await repeat(async () => {
-    await serverRead(
-      script(`docker ps -aq --filter status=exited --filter name=kgc-kgc- | xargs -r docker rm > /dev/null
-docker images --digests --format '{{.Repository}}@{{.Digest}}' | grep -E '/(backend|frontend)@' | xargs -r -n 1 docker rmi 2> /dev/null || true`),
-    )
+    await forgetImages()
     return timed('rollback', ['--to', await other()])
   })
   report('rollback, pulled', took)

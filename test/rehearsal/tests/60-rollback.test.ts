@@ -1,5 +1,6 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { PROXY } from '../../../lib/layout.ts'
 import { script, sh } from '../../../lib/shell.ts'
 import { docker } from '../engine.ts'
 import {
@@ -83,7 +84,19 @@ test("records GitHub's actor as who did it", async () => {
 test('records the duration of each step and the digests', async () => {
   const { records } = await serverSurvey()
   const last = records.at(-1)
-  assert.ok((last?.timings?.['Health gate'] ?? -1) >= 0)
+  for (const step of [
+    'Pull v2',
+    'Start v2 as',
+    'Health gate',
+    'Switch to',
+    'Smoke tests',
+    'Drain and stop',
+    'Remove old',
+  ])
+    assert.ok(
+      Object.entries(last?.timings ?? {}).some(([title, seconds]) => title.startsWith(step) && seconds >= 0),
+      step,
+    )
   assert.match(last?.images.backend ?? '', /@sha256:[0-9a-f]{64}$/)
   const { active } = await serverSurvey()
   for (const [part, image] of Object.entries(last?.images ?? {}))
@@ -184,6 +197,7 @@ test('runs the migration once in the new image, with the old release serving, an
   assert.is(run.stderr.split('migrated as v2').length, 2, said(run))
   assert.match(run.stderr, /✔ Migrate the database[\s\S]*✔ Switch to/)
   assert.match((await row('v2'))?.migration ?? '', /app\.cjs migrate/)
+  assert.is((await serverSurvey()).records.at(-1)?.migrated, true)
 })
 
 test('going back past a migration asks; where nobody can be asked it wants --yes', async () => {
@@ -202,14 +216,15 @@ test('a migration that fails stops the deploy with nothing switched', async () =
   const run = await runScript('deploy', [
     'v2',
     '--env',
-    envWith({ MIGRATE_COMMAND: 'echo cannot add the column; exit 1' }),
+    envWith({ MIGRATE_COMMAND: 'echo cannot add the column to $DATABASE_URL; exit 75' }),
   ])
   assert.is(run.code, 1, said(run))
   assert.match(run.stderr, /The migration failed, so nothing was switched/)
-  assert.match(run.stderr, /cannot add the column/)
+  assert.match(run.stderr, /cannot add the column to postgresql:\/\/\w+:\*\*\*@postgres/)
   assert.is(await servedVersion(), 'v1')
   const last = (await serverSurvey()).records.at(-1)
   assert.is(last?.outcome, 'bad')
+  assert.is(last?.migrated, false)
   assert.match(last?.reason ?? '', /The migration failed[\s\S]*cannot add the column/)
 })
 
@@ -219,6 +234,22 @@ test('removes images beyond the kept releases, never one that serves or is kept'
   await deployed('v1', { KEEP_RELEASES: '2' })
   const rows = await list()
   for (const { version, onServer } of rows) assert.is(onServer, ['v1', 'v2'].includes(version), version)
+})
+
+test('a rollback keeps as many releases as a deploy: the one that it goes to counts once', async () => {
+  const keep = { KEEP_RELEASES: '3', SLACK_WEBHOOK_URL: '' }
+  await deployed('v2', keep)
+  await deployed('v5-slow', keep)
+  const run = await runScript('rollback', ['--to', 'v2', '--env', envWith(keep)])
+  assert.is(run.code, 0, said(run))
+  for (const version of ['v1', 'v2', 'v5-slow']) assert.is((await row(version))?.onServer, true, version)
+})
+
+test('starts nginx where it does not run: there would be nothing to switch', async () => {
+  await serverRead(sh`docker stop ${PROXY}`)
+  const run = await runScript('rollback', ['--to', 'v1'])
+  assert.is(run.code, 0, said(run))
+  assert.is(await servedVersion(), 'v1')
 })
 
 test('names the services that differ from their files, and changes them with --stack only', async () => {

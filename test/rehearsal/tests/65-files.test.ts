@@ -4,10 +4,13 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { PROXY } from '../../../lib/layout.ts'
+import { other, renderActive } from '../../../lib/release/color.ts'
 import { chain, script, sh } from '../../../lib/shell.ts'
 import { local } from '../engine.ts'
 import {
   ask,
+  envWith,
+  front,
   type Run,
   rehearsal,
   runScript,
@@ -17,6 +20,7 @@ import {
   serverSurvey,
   startScript,
 } from '../harness.ts'
+import { startLoad } from '../load.ts'
 import { PROJECT_DIR } from '../names.ts'
 import { until } from '../server.ts'
 
@@ -125,9 +129,15 @@ test('of an older commit can be deployed again', async () => {
   assert.is((await ask(undefined)).headers['x-files'], undefined)
 })
 
-test('come back with a rollback to the release that they served', async () => {
+test('come back with a rollback to the release that they served; what was changed by hand is kept', async () => {
+  await serverRead(script("runuser -u deploy -- sh -c 'echo by hand >> /opt/kgc/README.md'"))
   const run = await runScript('rollback', ['--to', 'v1'])
   assert.is(run.code, 0, said(run))
+  assert.match(run.stderr, /changed by hand in \/opt\/kgc on the server\. They are kept/)
+  assert.equal((await serverSurvey()).dirty, [])
+  const git = sh`runuser -u deploy -- git -C /opt/kgc stash`
+  assert.match(await serverRead(sh`${git} show -p`), /^\+by hand$/m)
+  await serverRead(sh`${git} drop -q`)
   assert.is((await ask(undefined)).headers['x-files'], 'new')
   const forth = await runScript('deploy', ['v2'])
   assert.is(forth.code, 0, said(forth))
@@ -182,6 +192,25 @@ test('an empty release.conf is never taken for a server without a release', asyn
     assert.match(one.stderr, /release\.conf on the server is not a file that deploy wrote/)
   }
   assert.is(await servedVersion(), 'v1')
+})
+
+test('what a run that died before the reload wrote into release.conf is not served: nobody ever tested it', async () => {
+  const { active } = await serverSurvey()
+  assert.ok(active)
+  const file = '/opt/kgc/state/nginx/release.conf'
+  const ahead = renderActive({ color: other(active.color), version: 'v4-broken' })
+  await serverRead(
+    sh`cp -p ${file} ${`${file}.next`} && printf %s ${ahead} > ${`${file}.next`} && mv ${`${file}.next`} ${file}`,
+  )
+  const list = await runScript('rollback', ['--list'])
+  assert.match(list.stderr, new RegExp(`${active.version} \\(${active.color}\\) serves`))
+  const load = startLoad(front(), { rate: 20, websockets: 0 })
+  const run = await runScript('deploy', ['v3-unhealthy', '--env', envWith({ HEALTH_TIMEOUT: '1' })])
+  const { lost, versions } = await load.stop()
+  assert.is(run.code, 1, said(run))
+  assert.equal(lost, [])
+  assert.equal(Object.keys(versions), [active.version])
+  assert.is(await serverRead(sh`cat ${file}`), renderActive(active).trimEnd())
 })
 
 test('docker image prune leaves the releases that a rollback may need', async () => {
