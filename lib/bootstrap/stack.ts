@@ -3,7 +3,7 @@ import type { WantedCertificate } from '../certificates/certificates.ts'
 import { applyCertificates, CERTIFICATE_CHECKS } from '../certificates/server.ts'
 import type { Cidr } from '../cidr.ts'
 import type { Host } from '../host.ts'
-import { BACKUP_FOLDER, NGINX_CONF, PROXY, ROOT } from '../layout.ts'
+import { BACKUP_FOLDER, LOCK, NGINX_CONF, PROXY, ROOT, STEP_LOCK } from '../layout.ts'
 import { localHost } from '../local.ts'
 import { putFile, type ServerFile } from '../put-file.ts'
 import { checkoutCommit, localCommit, sendCommit } from '../release/checkout.ts'
@@ -61,15 +61,19 @@ ${checkFile(allowed)}`,
       if ((await host.probe(sh`test -s ${ranges}`)).code !== 0)
         await putFile(host, ranges, cloudflare.map(({ text }) => `set_real_ip_from ${text};\n`).join(''), rights)
       await putFiles(host, [allowed])
-      await host.write(reloadProxy)
+      await host.write(reloadProxy, { timeout: 120 })
     },
   }
 }
 
-/** On a new server it does not run yet. */
-const reloadProxy = script(
-  `[ "$(docker inspect -f '{{.State.Running}}' ${PROXY} 2> /dev/null)" != true ] || docker exec ${PROXY} nginx -q -c ${NGINX_CONF} -s reload`,
+const reload = chain(
+  ...['-t', '-s reload'].map((action) => script(`docker exec ${PROXY} nginx -q -c ${NGINX_CONF} ${action}`)),
 )
+/** On a new server it does not run yet. Between two commands of a deploy its files are those of neither release. */
+const reloadProxy = script(`
+[ "$(docker inspect -f '{{.State.Running}}' ${PROXY} 2> /dev/null)" = true ] || exit 0
+cd ${ROOT}
+${sh`flock -w 60 ${LOCK} flock -w 20 ${STEP_LOCK} sh -c ${reload.shell}`.shell}`)
 
 /** @param wanted where it comes from; until the first one came, nginx starts on a placeholder that nobody believes */
 export const certificate = (wanted: WantedCertificate): Step => ({

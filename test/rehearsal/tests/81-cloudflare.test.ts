@@ -190,6 +190,20 @@ test('what nginx refuses is put back', async () => {
   assert.is((await refresh()).code, 0)
 })
 
+test('nginx is not reloaded while a deploy is changing its files', async () => {
+  const answer = await onConsole(`
+cd /opt/kgc/state
+echo '# stale' >> nginx/cloudflare.conf
+flock deploy.lock sleep 3 &
+sleep 0.5
+kgc-cloudflare nginx &
+sleep 1.5
+grep -c stale nginx/cloudflare.conf
+wait
+grep -c stale nginx/cloudflare.conf || true`)
+  assert.is(answer, '1\n0')
+})
+
 /** Two authorities with a client's certificate each. */
 async function makeAuthorities(): Promise<void> {
   mkdirSync(inState('origin'), { recursive: true })
