@@ -149,6 +149,22 @@ test('keeps all as it is on any doubt, and tells each once', async () => {
   assert.match((await told()).join(), /cloudflare: all is well again/)
 })
 
+test('a doubt is told once, and whatever else ends the daily look is told, too', async () => {
+  const daily = () => local.probe(inServer(sh`systemctl start kgc-cloudflare.service`), { timeout: 60 })
+  api.says({ status: 403, body: 'no' })
+  await clearSink()
+  assert.is((await daily()).code, 0)
+  api.says(answerWith(publish(ADDED)))
+  await onConsole('mv /etc/kgc/firewall/rules.v6 /tmp/rules.v6')
+  assert.is.not((await daily().finally(() => onConsole('mv /tmp/rules.v6 /etc/kgc/firewall/rules.v6'))).code, 0)
+  await until(async () => (await told()).length > 1, 'the message', 15)
+  const [doubt = '', death = '', ...more] = await told()
+  assert.match(doubt, /could not be fetched: HTTP 403/)
+  assert.match(death, /kgc-cloudflare failed on/)
+  assert.equal(more, [])
+  assert.is((await refresh()).code, 0)
+})
+
 test('removes what is missing twice, a day apart, and not what came back meanwhile', async () => {
   const age = (hours: number) =>
     onConsole(
