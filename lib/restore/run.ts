@@ -54,8 +54,8 @@ export async function restoreAll(restore: Restore, then: (sides: Record<string, 
         await log.step('Roles that are missing', async () =>
           restoreMissingRoles(host, await openEncrypted(roles, identities)),
         )
-      // A new cluster's databases have no settings of their own to keep.
-      const keeps = roles ? { ...found, databases: [] } : found
+      // A new cluster's databases have nothing of their own to keep, and get what the backup's had.
+      const keeps = roles ? { ...found, databases: found.databases.filter(({ isPlain }) => !isPlain) } : found
       for (const one of wanted)
         await restoreBeside({ host, log, found: keeps, dryRun }, one, sides[one.name] ?? '', () =>
           openEncrypted(files[one.name] ?? '', identities),

@@ -23,7 +23,7 @@ export type DatabaseServer = {
   system: string
   roles: string[]
   extensions: string[]
-  databases: { name: string; bytes: number; comment: string | null }[]
+  databases: { name: string; bytes: number; comment: string | null; isPlain: boolean }[]
   /** Bytes of files that restores set aside, by name. */
   files: Record<string, number>
   /** Bytes free where databases and spooled dumps go. */

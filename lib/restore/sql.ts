@@ -4,7 +4,10 @@ import { type Beside, besideName } from './names.ts'
 export const identifier = (name: string) => `"${name.replaceAll('"', '""')}"`
 export const literal = (text: string) => `'${text.replaceAll("'", "''")}'`
 
-/** What is there: one JSON object. Text for the identifier of the system: it does not fit into a JavaScript number. */
+/**
+ * What is there: one JSON object. Text for the identifier of the system: it does not fit into a JavaScript number. A database
+ * is plain that is as init-db.sh makes it, without grants, settings and a limit of its own.
+ */
 export const SURVEY = `
 SELECT json_build_object(
   'version', current_setting('server_version_num')::int,
@@ -12,7 +15,9 @@ SELECT json_build_object(
   'roles', (SELECT json_agg(rolname) FROM pg_roles),
   'extensions', (SELECT json_agg(name) FROM pg_available_extensions),
   'databases', (SELECT json_agg(json_build_object(
-    'name', datname, 'bytes', pg_database_size(oid), 'comment', shobj_description(oid, 'pg_database'))
+    'name', datname, 'bytes', pg_database_size(oid), 'comment', shobj_description(oid, 'pg_database'),
+    'isPlain', datconnlimit = -1 AND NOT EXISTS (SELECT FROM pg_db_role_setting WHERE setdatabase = pg_database.oid)
+      AND NOT EXISTS (SELECT FROM aclexplode(datacl) WHERE grantee <> datdba AND pg_get_userbyid(grantee) <> 'backup'))
     ORDER BY datname) FROM pg_database WHERE NOT datistemplate))`
 
 /** An empty database for a dump. Nobody but its owner and superusers can enter until it has its grants. */

@@ -275,7 +275,7 @@ test('undoes the later of the two: a restore of the cluster, or of databases', (
   const record = JSON.stringify({ at: '2026-11-23T12:00:00Z', volume: 'b', was: 'a', target: 't' })
   const aside = (stamp: string, volumes = 'exists=a') => ({
     clusters: parseFound(`volume=b\n${volumes}\nrecord=${record}`),
-    server: server({ databases: [{ name: `kgc_old_${stamp}`, bytes: 1, comment: null }] }),
+    server: server({ databases: [{ name: `kgc_old_${stamp}`, bytes: 1, comment: null, isPlain: false }] }),
   })
   assert.is(lastOfAll(aside('20261123t115959'))?.was, 'a')
   assert.is(lastOfAll(aside('20261123t120001')), undefined)

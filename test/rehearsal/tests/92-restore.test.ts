@@ -465,14 +465,19 @@ test('a smoke test that fails after the swap takes it back, and no row that was 
 })
 
 test('restores everything in one outage, and one --undo takes all of it back', async () => {
+  // As after the rebuild of a lost server: of another system, with grants and settings that were changed since.
   const working = await forgeRun((manifest) => {
     manifest.databases = manifest.databases.filter(({ name }) => name !== 'horilla')
+    manifest.server.systemIdentifier = '7'
   })
   const names = good.databases.map(({ name }) => name).filter((name) => name !== 'horilla')
+  await sql("ALTER DATABASE kgc SET work_mem = '9MB'")
+  const changed = await sql(properties('kgc'))
   await sql("INSERT INTO work (id) VALUES ('after') ON CONFLICT DO NOTHING", 'kgc')
   await sql(ADDED, 'chatwoot')
-  const run = await restore(['--all', '--run', working, '--confirm', [...names, 'files'].join(',')])
+  const run = await restore(['--all', '--other-server', '--run', working, '--confirm', [...names, 'files'].join(',')])
   assert.is(run.code, 0, said(run))
+  assert.is(await sql(properties('kgc')), changed)
   assert.is(run.stderr.match(/✔ Swap /g)?.length, 1, said(run))
   console.log(`  ${/The applications of .* were away for [\d.]+ s/.exec(run.stdout)?.[0]}`)
   assert.is(await sql(CONTENT, 'kgc'), content)
@@ -487,6 +492,7 @@ test('restores everything in one outage, and one --undo takes all of it back', a
   assert.equal([await hasAdded('twenty'), await hasAdded('chatwoot')], ['t', 't'])
   assert.is(await inUploads('cat later'), 'later')
   for (const database of ['twenty', 'chatwoot']) await sql('DROP TABLE added', database)
+  await sql("ALTER DATABASE kgc SET work_mem = '7MB'")
   await dropBeside()
   await inUploads('rm -rf later ../../kgc_*/_data/.files_*')
 })
