@@ -71,12 +71,18 @@ export async function rebuildServer(rebuild: Rebuild): Promise<void> {
         await withServer(rebuild, (host) => restoreData(rebuild, host, { manifest, fromLog, done, files }))
       })
       await runScript(rebuild, 'deploy', [version])
-      await runScript(rebuild, 'smoke-test')
+      // It serves: from now on it must be backed up, whatever the smoke tests say.
       await withServer(rebuild, (host) => log.step('End', () => host.write(end)))
     } catch (error) {
-      await tell(`❌ ${title} FAILED: ${log.clean(messageOf(error)).split('\n')[0]}`)
+      await tell(
+        `❌ ${title} FAILED: ${log.clean(messageOf(error)).split('\n')[0]}\nNo backup is made before it is completed.`,
+      )
       throw error
     }
+    await runScript(rebuild, 'smoke-test').catch(async () => {
+      await tell(`❌ ${title}: it serves ${version}, and smoke tests fail.`)
+      throw smokeFailed(`${admin.name} was rebuilt from ${manifest.run} and serves ${version}`)
+    })
     await tell(`✅ ${title} SUCCESS: it serves ${version}.`)
     log.result(`✅ ${admin.name} was rebuilt from ${manifest.run} and serves ${version}.`)
     log.say('Next: npx tsx scripts/backup.ts, and RUNBOOK.md, "Onto a blank server", for what is outside of it.')
@@ -85,6 +91,13 @@ export async function rebuildServer(rebuild: Rebuild): Promise<void> {
     await admin.close()
   }
 }
+
+const smokeFailed = (serves: string) =>
+  new Stop(
+    `${serves}. Smoke tests fail; their own words are above.`,
+    ['npx tsx scripts/smoke-test.ts, and RUNBOOK.md, "Is the site all right?"'],
+    EXIT.needsHuman,
+  )
 
 /** @throws Stop (exit 2) when another backup was begun with */
 function chosen({ run, before }: Rebuild, begun: Begun | undefined) {
