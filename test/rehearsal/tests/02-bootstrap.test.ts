@@ -4,7 +4,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { createLog } from '../../../lib/log.ts'
 import { script, sh } from '../../../lib/shell.ts'
-import { letAuditorIn, lynis, sshAudit, startAuditor, stopAuditor } from '../audit.ts'
+import { lynis, sshAudit, startAuditor, stopAuditor } from '../audit.ts'
 import { docker, local } from '../engine.ts'
 import { envWith, outputHas, type Run, runScript, said, secretsInOutput, startScript } from '../harness.ts'
 import { NETWORKS, PROJECT_DIR, RUNNER_ADDRESS, SERVER } from '../names.ts'
@@ -191,7 +191,6 @@ test('ends with a server on which everything is done', async () => {
   assert.match(run.stdout, /^Swap +not here\n +not possible here: a container has no swap of its own$/m)
   await (await connectAs('deploy')).close()
   assert.match(await onConsole('apt-config dump'), /Unattended-Upgrade "1"[\s\S]*Unattended-Upgrade::.*[Ss]ecurity/)
-  await letAuditorIn()
 })
 
 test('ssh-audit finds nothing to say', async () => {

@@ -97,6 +97,18 @@ test('an address that is let in on the console gets in until the server looks ag
   assert.equal(await probeFromSide(PEER, [overV4]), all('filtered', [overV4]))
 })
 
+test("somebody else's rule before ours is told, and does not stay before them", async () => {
+  const rule = `INPUT -s ${PEER.address} -p tcp --dport 22 -j ACCEPT`
+  const [overV4 = ''] = SSH
+  await onConsole(`iptables -I ${rule}`)
+  assert.equal(await probeFromSide(PEER, [overV4]), all('open', [overV4]))
+  assert.is((await harden(['--status'])).code, 1)
+  await onConsole('kgc-firewall watch')
+  assert.equal(await probeFromSide(PEER, [overV4]), all('filtered', [overV4]))
+  assert.is((await harden(['--status'])).code, 0)
+  await onConsole(`iptables -D ${rule}`)
+})
+
 test('leaves rules alone that wait to be tried or are being tried, and ends a try whose timer is gone', async () => {
   const before = await rules()
   await onConsole(`
