@@ -2,9 +2,10 @@ import { createHash } from 'node:crypto'
 import { Readable } from 'node:stream'
 import { Stop } from '../errors.ts'
 import type { ObjectStoreSettings } from '../settings.ts'
-import { explainS3, isDenied, isLostAnswer, isMissing } from './object-store-errors.ts'
+import { explainS3, isLostAnswer, isMissing } from './object-store-errors.ts'
 import { type Range, readObject } from './read-object.ts'
 import { QUEUE, s3Client } from './s3-client.ts'
+import * as versions from './versions.ts'
 
 /** S3 allows 10,000 parts; the facts of Wasabi and others differ, so a tenth is kept free. */
 const MOST_PARTS = 9_000
@@ -126,9 +127,9 @@ export async function openStore(settings: ObjectStoreSettings, lockDays = 0) {
   }
 
   /** @returns undefined when there is no such object */
-  async function getText(key: string): Promise<string | undefined> {
+  async function getText(key: string, versionId?: string): Promise<string | undefined> {
     try {
-      return Buffer.concat(await Readable.from(readObject(opened, settings, key)).toArray()).toString()
+      return Buffer.concat(await Readable.from(readObject(opened, settings, key, { versionId })).toArray()).toString()
     } catch (error) {
       if (isMissing(error)) return undefined
       throw explainS3(error, settings)
@@ -149,40 +150,13 @@ export async function openStore(settings: ObjectStoreSettings, lockDays = 0) {
     return found
   }
 
-  /** Aborts uploads below a prefix that were begun and never completed: they cost money and no listing shows them. */
-  async function abortUploads(Prefix: string): Promise<number> {
-    let aborted = 0
-    const { Uploads = [] } = await send(new s3.ListMultipartUploadsCommand({ Bucket, Prefix }))
-    for (const { Key, UploadId } of Uploads) {
-      await send(new s3.AbortMultipartUploadCommand({ Bucket, Key, UploadId }))
-      aborted += 1
-    }
-    return aborted
-  }
-
-  /**
-   * Removes every version of every object below a prefix; the one named first goes first.
-   * @returns false when the key may not delete, or a lock forbids it; nothing more is tried then
-   */
-  async function remove(Prefix: string, first: string): Promise<boolean> {
-    try {
-      for (;;) {
-        const page = await client.send(new s3.ListObjectVersionsCommand({ Bucket, Prefix }))
-        const versions = [...(page.Versions ?? []), ...(page.DeleteMarkers ?? [])]
-        if (versions.length === 0) break
-        versions.sort((a, b) => Number(b.Key === first) - Number(a.Key === first))
-        // One at a time: the request for many carries a checksum that not every server knows.
-        for (const { Key, VersionId } of versions)
-          await client.send(
-            new s3.DeleteObjectCommand({ Bucket, Key, ...(VersionId && VersionId !== 'null' ? { VersionId } : {}) }),
-          )
-      }
-      return true
-    } catch (error) {
-      if (isDenied(error)) return false
-      throw explainS3(error, settings)
-    }
-  }
+  const bucket = { ...opened, Bucket }
+  const remove = (prefix: string, first: string, signal?: AbortSignal) =>
+    explained(versions.removeAll(bucket, prefix, first, signal))
+  /** @param isDead whether nobody works on that upload any more; all, when it is not given */
+  const abortUploads = (prefix: string, isDead: (key: string, begun: Date) => boolean = () => true) =>
+    explained(versions.abortUploads(bucket, prefix, isDead))
+  const hidden = (prefix: string, name: string) => explained(versions.hiddenBelow(bucket, prefix, name))
 
   /**
    * Asks for the bucket: by a listing, since the refusal of a HEAD has no reason in it.
@@ -205,6 +179,7 @@ export async function openStore(settings: ObjectStoreSettings, lockDays = 0) {
     list,
     remove,
     abortUploads,
+    hidden,
     close: () => client.destroy(),
   }
 }

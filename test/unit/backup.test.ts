@@ -9,6 +9,7 @@ import { describeProgress, trackProgress } from '../../lib/backup/progress.ts'
 import { parseProgress, progressLine } from '../../lib/backup/remote.ts'
 import { type KnownRun, minimumCharge, runsToRemove } from '../../lib/backup/retention.ts'
 import { isDue, isRestoreTestDue, lastDueTime, metrics } from '../../lib/backup/state.ts'
+import { hiddenAmong, removeAll, type Version } from '../../lib/backup/versions.ts'
 import { validate } from '../../lib/config.ts'
 import { script, sh } from '../../lib/shell.ts'
 
@@ -238,6 +239,54 @@ test('what S3 refuses is said in words, with what to check', () => {
   assert.match(words('Forbidden', 403), /may not do this/)
   assert.match(words('QuotaExceeded', 403), /is full/)
   assert.match(words('InternalError', 500), /https:\/\/s3\.example\.com.*InternalError.*HTTP 500/)
+})
+
+/** A bucket with one object, which does what it is told to, or does not. */
+function bucketOf(versionId: string, obeys: boolean) {
+  let left = [{ Key: 'runs/1/kgc', VersionId: versionId }]
+  const deleted: (string | undefined)[] = []
+  class ListObjectVersionsCommand {}
+  class DeleteObjectCommand {
+    constructor(readonly input: { VersionId?: string }) {}
+  }
+  const send = async (command: object) => {
+    if (command instanceof ListObjectVersionsCommand) return { Versions: left }
+    deleted.push((command as DeleteObjectCommand).input.VersionId)
+    if (obeys) left = []
+    return {}
+  }
+  const bucket = { client: { send }, s3: { ListObjectVersionsCommand, DeleteObjectCommand }, Bucket: 'b' }
+  return { bucket: bucket as unknown as Parameters<typeof removeAll>[0], deleted }
+}
+
+test('a removal names the version, also of an object older than versions, and ends where the store does not obey', async () => {
+  const old = bucketOf('null', true)
+  assert.is(await removeAll(old.bucket, 'runs/1/', ''), true)
+  assert.equal(old.deleted, ['null'])
+  assert.is(await removeAll(bucketOf('null', false).bucket, 'runs/1/', ''), false)
+  const stopped = await removeAll(bucketOf('1', true).bucket, '', '', AbortSignal.abort()).catch((error) => error.name)
+  assert.is(stopped, 'AbortError')
+})
+
+test('a manifest that was overwritten or marked as removed is known by its first version', () => {
+  const version = (key: string, versionId: string, etag: string, latest: boolean): Version => ({
+    ...{ key, versionId, etag, latest, modified: NOW, size: 1 },
+  })
+  const hidden = hiddenAmong([
+    version('overwritten', '2', 'b', true),
+    version('overwritten', '1', 'a', false),
+    version('removed', '1', 'a', false),
+    version('sent-twice', '2', 'a', true),
+    version('sent-twice', '1', 'a', false),
+    version('plain', 'null', 'a', true),
+  ])
+  assert.equal(
+    hidden.map(({ key, versionId }) => [key, versionId]),
+    [
+      ['overwritten', '1'],
+      ['removed', '1'],
+    ],
+  )
 })
 
 test('the configuration of a backup is refused with what it should be', () => {
