@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import { mkdtemp, open, rm, statfs } from 'node:fs/promises'
+import { type FileHandle, mkdtemp, open, rm, statfs } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { gigabytes } from '../backup/catalog.ts'
@@ -34,8 +34,8 @@ export async function download(
       const before = size
       try {
         for await (const chunk of store.get(key, { from: size, versionId })) {
+          await writeAll(target, chunk, size)
           hash.update(chunk)
-          await target.write(chunk)
           size += chunk.length
           onBytes(size)
         }
@@ -50,6 +50,12 @@ export async function download(
   }
   if (size !== storedBytes) throw damaged(key, `it has ${size} bytes, and had ${storedBytes} when it was stored`)
   if (hash.digest('hex') !== storedSha256) throw damaged(key, 'its content is not what was stored')
+}
+
+/** At its place, so that what a failed try left is written over. */
+export async function writeAll(file: Pick<FileHandle, 'write'>, chunk: Buffer, position: number): Promise<void> {
+  for (let done = 0; done < chunk.length; )
+    done += (await file.write(chunk, done, chunk.length - done, position + done)).bytesWritten
 }
 
 const damaged = (key: string, how: string) =>

@@ -1,6 +1,7 @@
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { chmodSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
+import type { FileHandle } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite } from 'uvu'
@@ -10,7 +11,7 @@ import { EXIT, Stop } from '../../lib/errors.ts'
 import { parseFound } from '../../lib/pitr/server.ts'
 import { lastOfAll, undoSwaps } from '../../lib/restore/aside.ts'
 import { completeCutOff } from '../../lib/restore/cut-off.ts'
-import { download } from '../../lib/restore/fetch.ts'
+import { download, writeAll } from '../../lib/restore/fetch.ts'
 import { readIdentities, recipientsOf } from '../../lib/restore/identity.ts'
 import { besideName, findBeside, readStamp, stampOf } from '../../lib/restore/names.ts'
 import {
@@ -367,6 +368,22 @@ test('downloads what was stored, and goes on where a connection broke', async ()
   const { store, file } = await fetched(CONTENT, { cutAt: 300, cuts: 3 })
   assert.equal(store.asked, [0, 300, 600, 900])
   assert.is(Buffer.compare(readFileSync(file), CONTENT), 0)
+})
+
+test('a disk that takes less than it was given gets the rest, and one that refuses is told from a damaged object', async () => {
+  const kept = Buffer.alloc(CONTENT.length)
+  const write = async (chunk: Buffer, from: number, length: number, position: number) => {
+    const bytesWritten = Math.min(length, 7)
+    chunk.copy(kept, position, from, from + bytesWritten)
+    return { bytesWritten, buffer: chunk }
+  }
+  await writeAll({ write } as unknown as FileHandle, CONTENT.subarray(0, 500), 0)
+  await writeAll({ write } as unknown as FileHandle, CONTENT.subarray(500), 500)
+  assert.is(Buffer.compare(kept, CONTENT), 0)
+  const full = async () => {
+    throw new Error('No space left')
+  }
+  await rejectsWith(writeAll({ write: full } as unknown as FileHandle, CONTENT, 0), /No space left/)
 })
 
 test('gives up when a connection breaks again and again without bringing anything', () =>
