@@ -58,7 +58,7 @@ function toHost({ sshPort, admins, interfaces, httpFrom }: Access, family: Famil
   return [
     '-i lo -j ACCEPT',
     '-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT',
-    ...(family === 4 ? ICMP : ICMPV6),
+    ...(family === 4 ? ICMP : LOCAL_IPV6),
     '-m conntrack --ctstate INVALID -j DROP',
     ...interfaces.map((name) => `-i ${name} -p tcp --dport ${sshPort} -j ACCEPT`),
     ...of(admins, family).map(({ text }) => `-s ${text} -p tcp --dport ${sshPort} -j ACCEPT`),
@@ -73,11 +73,18 @@ function toHost({ sshPort, admins, interfaces, httpFrom }: Access, family: Famil
 
 /** Errors about a connection are RELATED to it. */
 const ICMP = ['-p icmp --icmp-type echo-request -m limit --limit 10/s -j ACCEPT']
-/** RFC 4890: errors, and finding one's neighbors, which without an answer ends all of IPv6. */
-const ICMPV6 = [
+/**
+ * RFC 4890, 4.4.1: errors; finding one's neighbors, which without an answer ends all of IPv6; and groups, without which switches
+ * stop passing on what neighbors ask. And answers to DHCPv6, which come from another address than the question went to.
+ */
+const LOCAL_IPV6 = [
   ...[1, 2, 3, 4].map((type) => `-p icmpv6 --icmpv6-type ${type} -j ACCEPT`),
-  ...[133, 134, 135, 136].map((type) => `-p icmpv6 --icmpv6-type ${type} -m hl --hl-eq 255 -j ACCEPT`),
+  ...[133, 134, 135, 136, 141, 142, 148, 149].map(
+    (type) => `-p icmpv6 --icmpv6-type ${type} -m hl --hl-eq 255 -j ACCEPT`,
+  ),
+  ...[130, 131, 132, 143, 151, 152, 153].map((type) => `-p icmpv6 --icmpv6-type ${type} -m hl --hl-eq 1 -j ACCEPT`),
   '-p icmpv6 --icmpv6-type echo-request -m limit --limit 10/s -j ACCEPT',
+  '-s fe80::/10 -p udp --sport 547 --dport 546 -j ACCEPT',
 ]
 
 /**

@@ -137,7 +137,9 @@ test('renders each family with what belongs to it', () => {
   assert.match(v6, /^-A KGC-IN -s 2001:db8:5::\/64 -p tcp --dport 22 -j ACCEPT$/m)
   assert.not.match(v4, /::/)
   assert.not.match(v6, /\d\.\d|\*nat|-p icmp /)
-  for (const type of [1, 2, 3, 4, 133, 134, 135, 136]) assert.match(v6, new RegExp(`--icmpv6-type ${type} .*-j ACCEPT`))
+  for (const type of [1, 2, 3, 4, ...[130, 131, 132, 133, 134, 135, 136, 141, 142, 143, 148, 149, 151, 152, 153]])
+    assert.match(v6, new RegExp(`--icmpv6-type ${type} .*-j ACCEPT`))
+  assert.match(v6, /^-A KGC-IN -s fe80::\/10 -p udp --sport 547 --dport 546 -j ACCEPT$/m)
   assert.equal(httpsRanges(v4 + v6), RANGES)
 })
 
