@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { type FileHandle, mkdtemp, open, rm, statfs } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { gigabytes } from '../backup/catalog.ts'
 import type { Stored } from '../backup/manifest.ts'
 import type { ObjectStore } from '../backup/object-store.ts'
@@ -78,13 +78,14 @@ export async function withDownloads<T>(
   work: (files: Record<string, string>) => Promise<T>,
 ): Promise<T> {
   const folder = await mkdtemp(join(tmpdir(), 'kgc-restore-'))
-  const files = Object.fromEntries(wanted.map(({ name }) => [name, join(folder, name)]))
+  // A name is what a manifest says: it must not lead out of the folder.
+  const files = Object.fromEntries(wanted.map(({ name }, index) => [name, join(folder, `${index}-${basename(name)}`)]))
   try {
     const expected = Object.fromEntries(wanted.map(({ name, storedBytes }) => [name, storedBytes]))
     const follow = trackProgress(expected, (at) => log.progress(describeProgress(at)))
     for (const one of wanted)
       await log.step(`Download ${one.name}, ${gigabytes(one.storedBytes)}`, () =>
-        download(store, one, join(folder, one.name), (bytes) => follow(one.name, bytes)),
+        download(store, one, files[one.name] ?? '', (bytes) => follow(one.name, bytes)),
       )
     return await work(files)
   } finally {

@@ -39,7 +39,7 @@ export async function restoreFilesBeside(host: Host, log: Log, files: NonNullabl
   const one = `
 rm -rf ${target}
 restic --quiet --no-lock --cache-dir /var/lib/backup/restic-cache -o s3.bucket-lookup=path \${S3_CA_FILE:+--cacert "$S3_CA_FILE"} \\
-  -r "s3:$S3_ENDPOINT/$S3_BUCKET/${files.repository}" restore ${files.snapshot} --verify --include "$path" --target ${target}
+  -r "s3:$S3_ENDPOINT/$S3_BUCKET/"${quote(files.repository)} restore --verify --include "$path" --target ${target} -- ${quote(files.snapshot)}
 mkdir -p "${target}$path"
 touch "${target}$path/${UNSERVED}" "${target}$path/${WHOLE}"
 mv "${target}$path" ${restoredFolder(stamp)}

@@ -42,7 +42,7 @@ export const exchangeDatabases = (swaps: Swap[]): Exchange => ({
   back: rename(swaps.map(reverse)),
 })
 
-const rename = (swaps: Swap[]) => `rename_all ${swaps[0]?.next ?? swaps[0]?.database} <<'SQL'
+const rename = (swaps: Swap[]) => `rename_all ${quote(swaps[0]?.next ?? swaps[0]?.database ?? '')} <<'SQL'
 ${swapSql(swaps)}
 SQL`
 

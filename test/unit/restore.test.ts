@@ -3,15 +3,19 @@ import { createHash } from 'node:crypto'
 import { chmodSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
 import type { FileHandle } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import type { DatabaseBackup, Manifest } from '../../lib/backup/manifest.ts'
+import type { ObjectStore } from '../../lib/backup/object-store.ts'
 import { EXIT, Stop } from '../../lib/errors.ts'
+import type { Host } from '../../lib/host.ts'
+import type { Log } from '../../lib/log.ts'
 import { parseFound } from '../../lib/pitr/server.ts'
 import { lastOfAll, undoSwaps } from '../../lib/restore/aside.ts'
 import { completeCutOff } from '../../lib/restore/cut-off.ts'
-import { download, writeAll } from '../../lib/restore/fetch.ts'
+import { download, withDownloads, writeAll } from '../../lib/restore/fetch.ts'
+import { restoreFilesBeside } from '../../lib/restore/files.ts'
 import { readIdentities, recipientsOf } from '../../lib/restore/identity.ts'
 import { besideName, findBeside, readStamp, stampOf } from '../../lib/restore/names.ts'
 import {
@@ -368,6 +372,35 @@ test('downloads what was stored, and goes on where a connection broke', async ()
   const { store, file } = await fetched(CONTENT, { cutAt: 300, cuts: 3 })
   assert.equal(store.asked, [0, 300, 600, 900])
   assert.is(Buffer.compare(readFileSync(file), CONTENT), 0)
+})
+
+test('what a manifest calls a database leads to no other folder', async () => {
+  const log = { step: (_: string, work: () => unknown) => work(), progress: () => {} } as unknown as Log
+  const wanted = ['kgc', '../kgc', '..'].map((name) => ({ ...STORED, name }))
+  await withDownloads(log, storeOf(CONTENT) as unknown as ObjectStore, wanted, async (files) => {
+    const paths = wanted.map(({ name }) => files[name] ?? '')
+    assert.equal([...new Set(paths.map((path) => basename(path)))], ['0-kgc', '1-kgc', '2-..'])
+    assert.is(new Set(paths.map(dirname)).size, 1)
+  })
+})
+
+test('what a manifest says of the files is text for a shell, never a part of it', async () => {
+  let ran = ''
+  const host = {
+    write: async ({ shell }: Command) => {
+      ran = shell
+      return ''
+    },
+  } as unknown as Host
+  const log = { step: (_: string, work: () => unknown) => work() } as unknown as Log
+  const files = { repository: 'kgc/$(id)', snapshot: '--password-command=id; id', paths: [], files: 1, bytes: 1 }
+  await restoreFilesBeside(host, log, files, 's')
+  // The program is itself one quoted word.
+  const program = ran.replaceAll(`'\\''`, "'")
+  assert.match(
+    program,
+    /-r "s3:\$S3_ENDPOINT\/\$S3_BUCKET\/"'kgc\/\$\(id\)' restore .* -- '--password-command=id; id'\n/,
+  )
 })
 
 test('a disk that takes less than it was given gets the rest, and one that refuses is told from a damaged object', async () => {
