@@ -1,5 +1,6 @@
 import { FILE_PATHS } from '../backup/files.ts'
 import type { Manifest } from '../backup/manifest.ts'
+import { Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
 import { BACKUP_FOLDER, BACKUP_SERVICE, ROOT } from '../layout.ts'
 import type { Log } from '../log.ts'
@@ -31,8 +32,9 @@ export const inVolumes = (text: string, more = '--network none') =>
 const each = (text: string) => `for path in ${FILE_PATHS.join(' ')}; do cd "$path"; ${text}; done`
 
 /**
- * Restores the files beside those that serve, each compared with what was backed up (restic's --verify). The keys go from the
- * backup-service's environment through a pipe.
+ * Restores the files beside those that serve, each compared with what was backed up (restic's --verify), and counted. The keys
+ * go from the backup-service's environment through a pipe.
+ * @throws Stop when there are more or fewer of them than were backed up: restic finds nothing wrong with a path that is missing
  */
 export async function restoreFilesBeside(host: Host, log: Log, files: NonNullable<Manifest['files']>, stamp: string) {
   const target = `${HIDDEN}partial`
@@ -41,20 +43,29 @@ rm -rf ${target}
 restic --quiet --no-lock --cache-dir /var/lib/backup/restic-cache -o s3.bucket-lookup=path \${S3_CA_FILE:+--cacert "$S3_CA_FILE"} \\
   -r "s3:$S3_ENDPOINT/$S3_BUCKET/"${quote(files.repository)} restore --verify --include "$path" --target ${target} -- ${quote(files.snapshot)}
 mkdir -p "${target}$path"
+echo "restored=$(find "${target}$path" -type f -printf . | wc -c)"
 touch "${target}$path/${UNSERVED}" "${target}$path/${WHOLE}"
 mv "${target}$path" ${restoredFolder(stamp)}
 rm -rf ${target}`
   const program = `eval "$(cat)"; export AWS_ACCESS_KEY_ID="$S3_ACCESS_KEY_ID" AWS_SECRET_ACCESS_KEY="$S3_SECRET_ACCESS_KEY" AWS_DEFAULT_REGION="$S3_REGION"
 ${each(one)}`
   const more = `-i --network kgc_egress-net --volume ${ROOT}:/data/server:ro --volume ${ROOT}/${BACKUP_FOLDER}:/var/lib/backup`
-  await log.step(`Restore ${files.files} files beside`, () =>
-    host.write(
-      script(
-        `docker exec ${BACKUP_SERVICE} sh -c 'export -p' | grep -E '^export (S3|RESTIC)_' | ${inVolumes(program, more)}`,
-      ),
-      { timeout: LONGEST_SECONDS },
-    ),
+  const command = script(
+    `docker exec ${BACKUP_SERVICE} sh -c 'export -p' | grep -E '^export (S3|RESTIC)_' | ${inVolumes(program, more)}`,
   )
+  await log.step(`Restore ${files.files} files beside`, async () =>
+    assertAllRestored(await host.write(command, { timeout: LONGEST_SECONDS }), files.files),
+  )
+}
+
+/** @param printed nothing in a dry run */
+export function assertAllRestored(printed: string, recorded: number): void {
+  const counts = [...printed.matchAll(/^restored=(\d+)$/gm)].map(([, count]) => Number(count))
+  const restored = counts.reduce((sum, count) => sum + count, 0)
+  if (counts.length > 0 && restored !== recorded)
+    throw new Stop(`${restored} files came back instead of the ${recorded} that were backed up.`, [
+      'Take another run: npx tsx scripts/restore.ts --list',
+    ])
 }
 
 const exchangeIn = (from: string, to: string) => exchangeContent(from, to, `! -name '${HIDDEN}*'`)

@@ -15,7 +15,7 @@ import { parseFound } from '../../lib/pitr/server.ts'
 import { lastOfAll, undoSwaps } from '../../lib/restore/aside.ts'
 import { completeCutOff } from '../../lib/restore/cut-off.ts'
 import { download, withDownloads, writeAll } from '../../lib/restore/fetch.ts'
-import { restoreFilesBeside } from '../../lib/restore/files.ts'
+import { assertAllRestored, restoreFilesBeside } from '../../lib/restore/files.ts'
 import { readIdentities, recipientsOf } from '../../lib/restore/identity.ts'
 import { besideName, findBeside, readStamp, stampOf } from '../../lib/restore/names.ts'
 import {
@@ -372,6 +372,12 @@ test('downloads what was stored, and goes on where a connection broke', async ()
   const { store, file } = await fetched(CONTENT, { cutAt: 300, cuts: 3 })
   assert.equal(store.asked, [0, 300, 600, 900])
   assert.is(Buffer.compare(readFileSync(file), CONTENT), 0)
+})
+
+test('files are counted over all volumes before any of them is exchanged', () => {
+  assert.not.throws(() => assertAllRestored('restored=2\nrestored=0\nrestored=5', 7))
+  assert.not.throws(() => assertAllRestored('', 7), 'a dry run')
+  stopsWith(() => assertAllRestored('restored=0\nrestored=0', 7), /^0 files came back instead of the 7/, EXIT.failed)
 })
 
 test('what a manifest calls a database leads to no other folder', async () => {

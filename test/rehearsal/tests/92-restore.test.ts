@@ -308,6 +308,13 @@ test('a manifest that says otherwise than the dump is noticed beside, and what w
   const run = await restoreKgc(['--run', rows])
   failsWith(run, 1, /public\.gyors: 500 rows instead of 501[\s\S]*public\.gone: missing rows instead of 1/)
   assert.match(run.stderr, /What served before serves; nothing of it was touched/)
+  const count = good.files?.files ?? 0
+  const files = await forgeRun((manifest) => {
+    if (manifest.files) manifest.files.files = count + 1
+  })
+  const fewer = await restore(['--files', '--confirm', 'files', '--run', files])
+  failsWith(fewer, 1, new RegExp(`${count} files came back instead of the ${count + 1} that were backed up`))
+  assert.is(await inUploads('ls -d .files_* 2> /dev/null || true'), '')
   assert.equal(await untouched(), before)
 })
 
