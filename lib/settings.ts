@@ -84,9 +84,11 @@ const access = z.object({
   ),
   HTTP_FROM: variable(z.enum(['any', 'cloudflare'], 'is neither any nor cloudflare').default('any'), 'any'),
   CLOUDFLARE_IPS_URL: variable(
-    text(/^https:\/\/\S+$|^http:\/\/[\d.:]+\/\S*$/, 'is not an https address').default(
-      'https://api.cloudflare.com/client/v4/ips',
-    ),
+    // Without TLS only from addresses that are not on the internet, where nobody on the way answers instead.
+    text(
+      /^https:\/\/\S+$|^http:\/\/(10|127|192\.168|198\.51\.100)\.[\d.]+(:\d+)?\/\S*$/,
+      'is not an https address',
+    ).default('https://api.cloudflare.com/client/v4/ips'),
     'https://api.cloudflare.com/client/v4/ips',
   ),
   CLOUDFLARE_RANGES_FILE: variable(path.optional(), 'nginx/cloudflare.conf'),

@@ -37,7 +37,7 @@ export function readRanges(text: string, file: string): Cidr[] {
 
 /**
  * Refuses a list that cannot be Cloudflare's.
- * @param last the ranges that are in use; most of them must still be there, unless forced
+ * @param last the ranges that are in use, if any; most of them must still be there, and few may be new, unless forced
  * @throws Stop with every doubt at once
  */
 export function checkRanges(ranges: Cidr[], last: Cidr[], force: boolean): void {
@@ -57,6 +57,8 @@ export function checkRanges(ranges: Cidr[], last: Cidr[], force: boolean): void 
   const kept = last.filter(({ text }) => ranges.some((range) => range.text === text)).length
   if (!force && kept < KEPT * last.length)
     doubts.push(`only ${kept} of the ${last.length} ranges in use are in it; --force takes it all the same`)
+  if (!force && last.length > 0 && kept < KEPT * ranges.length)
+    doubts.push(`only ${kept} of its ${ranges.length} ranges are in use; --force takes it all the same`)
   if (doubts.length > 0) throw refusal(doubts.join('\n  '))
 }
 

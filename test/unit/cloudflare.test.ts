@@ -81,6 +81,7 @@ for (const [what, body] of [
   ['a local IPv6 range', answer(V4, [...V6, 'fd00::/32'])],
   ['IPv4 inside IPv6', answer(V4, [...V6, '2606:4700::1.2.3.4/128'])],
   ['most of it gone', answer(V4.slice(0, 10), V6.slice(0, 4))],
+  ['much that is new', answer([...V4, ...Array.from({ length: 10 }, (_, i) => `${32 + 2 * i}.0.0.0/11`)], V6)],
 ] as const) {
   test(`are not taken with ${what}, neither here nor on the server`, async () => {
     const { code, list, stderr } = judge(body)
@@ -114,7 +115,9 @@ test('are asked for at an https address', () => {
   const problems = (CLOUDFLARE_IPS_URL: string) =>
     validate({ ADMIN_ADDRESSES: '203.0.113.7', CLOUDFLARE_IPS_URL }, ['access']).problems
   assert.equal(problems('https://api.cloudflare.com/client/v4/ips'), [])
-  assert.match(problems('http://api.cloudflare.com/client/v4/ips').join(), /is not an https address/)
+  assert.equal(problems('http://127.0.0.1:8080/client/v4/ips'), [])
+  for (const plain of ['http://api.cloudflare.com/client/v4/ips', 'http://104.16.132.229/client/v4/ips'])
+    assert.match(problems(plain).join(), /is not an https address/)
 })
 
 test('an added one counts on the server at once, a missing one goes after a second look a day later', () => {

@@ -128,6 +128,10 @@ test('only a change that is too great can be forced', () => {
   const fewer = [...RANGES.slice(0, 10), ...RANGES.slice(-4)]
   checkRanges(fewer, RANGES, true)
   checkRanges(without(5), RANGES, false)
+  const more = [...RANGES, ...Array.from({ length: 10 }, (_, i) => parseCidr(`${32 + 2 * i}.0.0.0/16`))]
+  assert.throws(() => checkRanges(more, RANGES, false), /only 22 of its 32 ranges are in use/)
+  checkRanges(more, RANGES, true)
+  checkRanges(more, [], false)
   assert.throws(() => checkRanges([...RANGES, parseCidr('10.0.0.0/16')], RANGES, true), /not public/)
 })
 
