@@ -111,6 +111,15 @@ export function undoSwaps(names: string[], stamp: string, only: string[] | undef
   )
 }
 
+/**
+ * Who is asked may take an hour, and holds no lock meanwhile.
+ * @throws Stop when another run changed what the question was about
+ */
+export function assertAsAsked(asked: string[], now: string[]): void {
+  if (asked.join() !== now.join())
+    throw new Stop('Another run restored or removed something meanwhile. Nothing was touched.', ['Run this again.'])
+}
+
 function exchangesOf(swaps: Swap[], stamp: string): Exchange[] {
   const isFiles = ({ database }: Swap) => database === FILES
   const databases = swaps.filter((one) => !isFiles(one))
@@ -149,29 +158,30 @@ export async function undo(session: Session, aside: Aside, only: string[] | unde
     throw new Stop('PostgreSQL does not answer, and there is no restore of the whole cluster to undo.', [
       'docker logs --tail 30 kgc-postgres-1',
     ])
-  await locked(session, 'undo of a restore', (host) =>
-    withWorkshop(host, () => undoDatabases(session, host, server, only)),
-  )
+  await undoDatabases(session, server, only)
 }
 
-async function undoDatabases(
-  { log, config, confirmed, dryRun }: Session,
-  host: Host,
-  server: DatabaseServer,
-  only: string[] | undefined,
-): Promise<void> {
+async function undoDatabases(session: Session, server: DatabaseServer, only: string[] | undefined): Promise<void> {
+  const { log, config, confirmed, dryRun } = session
+  const { name } = session.server
+  const names = namesOf(server)
   const stamp = stampOf(new Date())
-  const swaps = undoSwaps(namesOf(server), stamp, only)
+  const swaps = undoSwaps(names, stamp, only)
   const what = swaps.map(({ database }) => database).join(',')
   await confirmName(
     [
-      `On ${host.name} the restore of databases or files of ${readIso(setAside(swaps[0]?.next))} is undone:`,
+      `On ${name} the restore of databases or files of ${readIso(setAside(swaps[0]?.next))} is undone:`,
       ...swaps.map(({ database, next, aside }) => `  ${next} becomes ${database}; what serves now is kept as ${aside}`),
     ].join('\n'),
     what,
     dryRun ? what : confirmed,
   )
-  const away = await exchange(host, log, config.front, dryRun, together(exchangesOf(swaps, stamp)))
+  const away = await locked(session, 'undo of a restore', (host) =>
+    withWorkshop(host, async () => {
+      assertAsAsked(names, namesOf(await surveyDatabases(host)))
+      return exchange(host, log, config.front, dryRun, together(exchangesOf(swaps, stamp)))
+    }),
+  )
   if (dryRun) log.say('Dry run: nothing was changed.')
-  else log.result(`✅ ${what} on ${host.name} is what it was before the restore. It was away for ${away.toFixed(1)} s.`)
+  else log.result(`✅ ${what} on ${name} is what it was before the restore. It was away for ${away.toFixed(1)} s.`)
 }

@@ -3,6 +3,7 @@ import { openStore } from '../backup/object-store.ts'
 import { confirmName } from '../confirm.ts'
 import { EXIT, Stop } from '../errors.ts'
 import type { ObjectStoreSettings } from '../settings.ts'
+import { assertAsAsked } from './aside.ts'
 import { exchange } from './exchange.ts'
 import { withDownloads } from './fetch.ts'
 import { openEncrypted } from './identity.ts'
@@ -58,6 +59,9 @@ export async function undoPart(session: Session, name: SingleName): Promise<void
   if (!back) throw new Stop(`There is nothing to undo: no restore left an old ${name}.`, [], EXIT.usage)
   const question = `On ${server.name} ${name} becomes what it was before it was restored; what serves now is kept in its place.`
   await confirmName(question, name, dryRun ? name : confirmed)
-  await locked(session, `undo of a restore of ${name}`, (host) => exchange(host, log, config.front, dryRun, back))
+  await locked(session, `undo of a restore of ${name}`, async (host) => {
+    assertAsAsked([back.forward], [(await undoSingle(host, name))?.forward ?? ''])
+    return exchange(host, log, config.front, dryRun, back)
+  })
   if (!dryRun) log.result(`✅ ${name} on ${server.name} is what it was before the restore.`)
 }

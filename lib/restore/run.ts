@@ -11,7 +11,7 @@ import { exchangeFiles, removeFileLeftovers, restoreFilesBeside } from './files.
 import { openEncrypted } from './identity.ts'
 import { besideName } from './names.ts'
 import { restoreMissingRoles } from './roles.ts'
-import { keepCopy, removeLeftovers, surveyDatabases, withWorkshop } from './server.ts'
+import { assertWorkshop, keepCopy, removeLeftovers, surveyDatabases, withWorkshop } from './server.ts'
 import { exchangeDatabases, together } from './swap.ts'
 
 /** Where the dump of the roles is among the downloaded files, when they are to be restored. */
@@ -61,6 +61,7 @@ export async function restoreAll(restore: Restore, then: (sides: Record<string, 
           openEncrypted(files[one.name] ?? '', identities),
         )
       if (volumes) await restoreFilesBeside(host, log, volumes, stamp)
+      await assertWorkshop(host)
       isProven = true
       await then(sides)
     })

@@ -14,8 +14,10 @@ import { dropUnserved, identifier, literal, SURVEY } from './sql.ts'
 const WORKSHOP = 'kgc-restore'
 /** In the workshop's own layer: it goes with it. */
 const SPOOL = '/spool'
-/** Longer than the longest restore: 100 GB take 31 min with two workers (measured rates, linear). */
+/** Longer than the longest of databases: 100 GB take 31 min with two workers (measured rates, linear). */
 const LONGEST_SECONDS = 2 * 3600
+/** Files have four hours of their own (files.ts). */
+const WORKSHOP_SECONDS = 8 * 3600
 
 export type DatabaseServer = {
   /** As server_version_num: 150018. */
@@ -94,7 +96,7 @@ ${psql(dropUnserved(findBeside(names).filter(({ kind }) => kind === 'restore')))
 export async function withWorkshop<T>(host: Host, work: () => Promise<T>): Promise<T> {
   await host.write(removeWorkshop)
   const lives = new PassThrough()
-  const ended = host.write(openWorkshop, { input: lives, timeout: LONGEST_SECONDS })
+  const ended = host.write(openWorkshop, { input: lives, timeout: WORKSHOP_SECONDS })
   ended.catch(() => {})
   try {
     await Promise.race([host.write(enterWorkshop), ended.then(() => new Promise(() => {}))]).catch(async (error) => {
@@ -106,6 +108,12 @@ export async function withWorkshop<T>(host: Host, work: () => Promise<T>): Promi
     await ended.catch(() => {})
   }
 }
+
+/** @throws Stop when the container is gone, which holds the lock of all backups */
+export const assertWorkshop = (host: Host): Promise<string> =>
+  host.write(sh`docker exec ${WORKSHOP} true`).catch((error) => {
+    throw error instanceof CommandFailed ? new Stop('The container that this works in has died.') : error
+  })
 
 const openWorkshop: Command = script(
   `docker run --rm -i --init --name ${WORKSHOP} --network kgc_database-net --volume ${ROOT}/${BACKUP_FOLDER}:${BACKUP_STATE} --cap-drop ALL --security-opt no-new-privileges --memory 1g --entrypoint flock "$(docker inspect -f '{{.Image}}' ${BACKUP_SERVICE})" -n -E ${HELD_BY_ANOTHER} ${BACKUP_STATE}/lock cat > /dev/null`,

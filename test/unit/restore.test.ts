@@ -12,7 +12,7 @@ import { EXIT, Stop } from '../../lib/errors.ts'
 import type { Host } from '../../lib/host.ts'
 import type { Log } from '../../lib/log.ts'
 import { parseFound } from '../../lib/pitr/server.ts'
-import { lastOfAll, undoSwaps } from '../../lib/restore/aside.ts'
+import { assertAsAsked, lastOfAll, undoSwaps } from '../../lib/restore/aside.ts'
 import { completeCutOff } from '../../lib/restore/cut-off.ts'
 import { download, withDownloads, writeAll } from '../../lib/restore/fetch.ts'
 import { assertAllRestored, restoreFilesBeside } from '../../lib/restore/files.ts'
@@ -274,6 +274,11 @@ test('undoes the last swap as a whole, or the named part of it', () => {
     [['kgc_old_20261123t000000', 'kgc_old_s']],
   )
   stopsWith(() => undoSwaps(['kgc'], 's', undefined), /nothing to undo/)
+})
+
+test('what was confirmed is not done when something else was restored or removed meanwhile', () => {
+  assert.not.throws(() => assertAsAsked(['kgc', 'kgc_old_1'], ['kgc', 'kgc_old_1']))
+  stopsWith(() => assertAsAsked(['kgc', 'kgc_old_1'], ['kgc']), /meanwhile. Nothing was touched/, EXIT.failed)
 })
 
 test('undoes the later of the two: a restore of the cluster, or of databases', () => {
