@@ -23,12 +23,18 @@ export function user(title: string, name: string, from: string, group?: string):
   const member = group
     ? `id -nG ${name} | tr ' ' '\\n' | grep -qx ${group} || echo 'it is not in the group ${group}'`
     : ''
+  // With another group than sudo's: only the admin may do everything.
+  const mayAll =
+    group === 'sudo'
+      ? ''
+      : `grep -qs '^${name} ' ${SUDOERS} || ! sudo -l -U ${name} 2> /dev/null | grep -q 'may run' || echo 'it may use sudo, and must not: sudo -l -U ${name}'`
   return {
     title,
     check: `
 home=$(getent passwd ${name} | cut -d: -f6)
 [ -n "$home" ] || { echo "there is no user ${name}"; exit; }
 ${member}
+${mayAll}
 [ -s "$home/.ssh/authorized_keys" ] || echo 'nobody may log in as ${name}'
 [ "$(stat -c '%a %U' "$home/.ssh" "$home/.ssh/authorized_keys" 2> /dev/null | tr '\\n' ' ')" = '700 ${name} 600 ${name} ' ] || echo 'others may change the keys of ${name}'
 ${files.map(checkFile).join('\n')}`,
@@ -36,6 +42,7 @@ ${files.map(checkFile).join('\n')}`,
       await host.write(
         script(`
 set -e
+${group === 'sudo' ? '' : `if [ ! -e ${SUDOERS} ] && id -nG ${name} 2> /dev/null | grep -qw sudo; then gpasswd -d ${name} sudo > /dev/null; fi`}
 getent passwd ${name} > /dev/null || useradd --create-home --shell /bin/bash ${name}
 ${group ? `usermod -aG ${group} ${name}` : ''}
 home=$(getent passwd ${name} | cut -d: -f6)
@@ -66,6 +73,16 @@ AllowUsers ${[...new Set([admin, deploy])].join(' ')}
 PermitRootLogin ${admin === 'root' ? 'prohibit-password' : 'no'}
 `
 
+/** The same as `sshd -T` prints what counts: another file may be read before ours. */
+export const effectiveSettings = (settings: string): string[] =>
+  settings
+    .split('\n')
+    .filter((line) => /^\w/.test(line))
+    .flatMap((line) => {
+      const [name = '', ...values] = line.replace('prohibit-password', 'without-password').split(' ')
+      return (name === 'AllowUsers' ? values : [values.join(' ')]).map((value) => `${name.toLowerCase()} ${value}`)
+    })
+
 /**
  * @param connectAs opens a new connection as one of the two users
  * @param seconds until settings that nobody confirmed go back
@@ -77,16 +94,19 @@ export function sshd(
 ): Step {
   const content = sshdSettings(users.admin, users.deploy)
   const settings: ServerFile = { path: '/etc/ssh/sshd_config.d/00-kgc.conf', content, mode: '644' }
-  const effective = ['passwordauthentication no', 'kbdinteractiveauthentication no', 'clientaliveinterval 5']
+  const effective = effectiveSettings(content)
+  const allowed = effective.filter((line) => line.startsWith('allowusers '))
   return {
     title: 'Settings of sshd',
     check: `
 ${[...programs, settings].map(checkFile).join('\n')}
 [ ! -d /etc/kgc/sshd-before ] || echo 'new ones are being tried'
 systemctl is-enabled -q kgc-sshd || echo 'kgc-sshd does not start at boot'
+counts=$(sshd -T 2> /dev/null)
 for wanted in ${effective.map(quote).join(' ')}; do
-  sshd -T 2> /dev/null | grep -qx "$wanted" || echo "what counts is not: $wanted"
-done`,
+  echo "$counts" | grep -qxF "$wanted" || echo "what counts is not: $wanted"
+done
+[ "$(echo "$counts" | grep -c '^allowusers ')" -le ${allowed.length} ] || echo 'others may log in, too: sshd -T | grep ^allowusers'`,
     async apply(host, dryRun) {
       await putFiles(host, programs)
       await host.write(script('install -d -m 700 /etc/kgc && systemctl daemon-reload && systemctl enable -q kgc-sshd'))

@@ -1,6 +1,7 @@
 import type { Cidr } from '../cidr.ts'
 import { tryFor, tryRules, wantedAccess } from '../firewall/apply.ts'
 import { currentRanges } from '../firewall/cloudflare.ts'
+import { ORIGIN_FILES } from '../firewall/origin-pull.ts'
 import { FAMILIES, firewallRules, httpsRanges } from '../firewall/rules.ts'
 import {
   assertSafe,
@@ -8,6 +9,8 @@ import {
   FIREWALL_FILES,
   giveNginx,
   install,
+  NGINX_FILES,
+  RANGES_URL,
   type Reports,
   readKept,
   surveyFirewall,
@@ -22,6 +25,9 @@ export async function rangesFor(host: Host, settings: AccessSettings, warn: (tex
   const last = httpsRanges(await readKept(host))
   return last.length > 0 ? last : currentRanges(settings, [], false, warn)
 }
+
+const checkOriginFile = (path: string, content: string | undefined) =>
+  content === undefined ? `[ ! -e ${path} ] || echo '${path} is not wanted'` : checkFile({ path, content })
 
 /**
  * The same rules that scripts/harden-firewall.ts applies, and in the same way.
@@ -43,13 +49,17 @@ export function firewall(
   const files = [
     ...FIREWALL_FILES,
     ...FAMILIES.map((family) => ({ path: `/etc/kgc/firewall/rules.v${family}`, content: rules[family] })),
+    ...(reports.rangesUrl ? [{ path: RANGES_URL, content: reports.rangesUrl }] : []),
   ]
+  const timers = ['kgc-firewall-watch.timer', ...(reports.rangesUrl ? ['kgc-cloudflare.timer'] : [])]
   return {
     title: 'Firewall',
     check: `
 ${files.map(checkFile).join('\n')}
 [ ! -x ${FIREWALL} ] || ${FIREWALL} check 2>&1
-systemctl is-enabled -q kgc-firewall || echo 'it does not start at boot'`,
+systemctl is-enabled -q kgc-firewall || echo 'it does not start at boot'
+for timer in ${timers.join(' ')}; do systemctl is-active -q $timer || echo "$timer is off"; done
+${ORIGIN_FILES.map((name) => checkOriginFile(`${NGINX_FILES}/${name}`, forNginx[name])).join('\n')}`,
     async apply(host, dryRun) {
       if (!dryRun) assertSafe(await surveyFirewall(host), access, false)
       const name = await install(host, rules, reports)

@@ -11,6 +11,9 @@ import { ORIGIN_FILES } from './origin-pull.ts'
 import { difference, FAMILIES, type Family } from './rules.ts'
 
 export const FIREWALL = '/usr/local/sbin/kgc-firewall'
+export const RANGES_URL = '/etc/kgc/firewall/cloudflare-url'
+/** What nginx is to have; server/kgc-cloudflare gives it. */
+export const NGINX_FILES = '/etc/kgc/nginx'
 
 export type Found = {
   /** The address that this run comes from, as the server sees it, and the interface that it arrives on. */
@@ -149,7 +152,7 @@ export async function install(host: Host, rules: Record<Family, string>, reports
   await host.write(sh`install -d -m 700 /run/kgc-firewall ${next} /etc/kgc /etc/kgc/firewall`)
   if (reports) {
     await putFiles(host, [webhookFile(reports.webhook)])
-    await putOrRemove(host, '/etc/kgc/firewall/cloudflare-url', reports.rangesUrl)
+    await putOrRemove(host, RANGES_URL, reports.rangesUrl)
   }
   for (const family of FAMILIES) await putFile(host, `${next}/rules.v${family}`, rules[family])
   await host.write(sh`systemctl daemon-reload`)
@@ -165,7 +168,7 @@ const putOrRemove = (host: Host, path: string, content: string | undefined) =>
  * @throws Stop that says what nginx goes on with
  */
 export async function giveNginx(host: Host, files: Partial<Record<string, string>>): Promise<void> {
-  for (const name of ORIGIN_FILES) await putOrRemove(host, `/etc/kgc/nginx/${name}`, files[name])
+  for (const name of ORIGIN_FILES) await putOrRemove(host, `${NGINX_FILES}/${name}`, files[name])
   try {
     await host.write(sh`/usr/local/sbin/kgc-cloudflare nginx`, { timeout: 90 })
   } catch (error) {

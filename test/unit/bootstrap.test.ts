@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { parse } from 'dotenv'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { sshdSettings } from '../../lib/bootstrap/access.ts'
+import { effectiveSettings, sshdSettings } from '../../lib/bootstrap/access.ts'
 import { daemonJson, planDocker } from '../../lib/bootstrap/docker.ts'
 import { assertFit, type Facts, limitsFor, parseFacts } from '../../lib/bootstrap/facts.ts'
 import { environment, envLine } from '../../lib/bootstrap/secrets.ts'
@@ -94,6 +94,18 @@ for (const wrong of [
 test('lets root in by key only, and not at all when somebody else is the admin', () => {
   assert.match(sshdSettings('root', 'deploy'), /^AllowUsers root deploy\nPermitRootLogin prohibit-password$/m)
   assert.match(sshdSettings('ops', 'deploy'), /^AllowUsers ops deploy\nPermitRootLogin no$/m)
+})
+
+test('knows how sshd prints its settings', () => {
+  const printed = effectiveSettings(sshdSettings('root', 'deploy'))
+  for (const line of [
+    'maxstartups 10:30:60',
+    'allowusers root',
+    'allowusers deploy',
+    'permitrootlogin without-password',
+  ])
+    assert.ok(printed.includes(line), line)
+  assert.not.match(printed.join('\n'), /#|^\s/m)
 })
 
 const GOOD = `kernel=Linux

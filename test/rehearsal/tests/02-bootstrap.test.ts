@@ -287,6 +287,26 @@ iptables -I KGC-IN -p tcp --dport 5432 -j ACCEPT`)
   )
 })
 
+test('tells what counts beside its own files, and what nobody looks after any more', async () => {
+  await onConsole(`
+printf 'PermitRootLogin yes\\nAllowUsers guest\\n' > /etc/ssh/sshd_config.d/00-a.conf
+echo 'deploy ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/other; chmod 440 /etc/sudoers.d/other
+systemctl disable -q --now kgc-firewall-watch.timer
+touch /etc/kgc/nginx/origin-site.conf`)
+  const check = await bootstrap(['--check'])
+  await onConsole(`
+rm /etc/ssh/sshd_config.d/00-a.conf /etc/sudoers.d/other /etc/kgc/nginx/origin-site.conf
+systemctl enable -q --now kgc-firewall-watch.timer`)
+  assert.is(check.code, 1, said(check))
+  for (const says of [
+    'Deploy user +to do\n +it may use sudo, and must not: sudo -l -U deploy',
+    'Settings of sshd +to do\n +what counts is not: permitrootlogin without-password\n +others may log in, too',
+    'Firewall +to do\n +kgc-firewall-watch.timer is off\n +/etc/kgc/nginx/origin-site.conf is not wanted',
+  ])
+    assert.match(check.stdout, new RegExp(`^${says}`, 'm'))
+  assert.is((await bootstrap(['--check'])).code, 0)
+})
+
 test('refuses a server on which other containers run', async () => {
   await onConsole(
     'docker network create one > /dev/null; docker run -d --name foreign --network one nginx:1.30-alpine > /dev/null',
