@@ -3,10 +3,12 @@ import { takeBackupLock } from '../lib/backup/lock.ts'
 import type { Manifest } from '../lib/backup/manifest.ts'
 import { openStore } from '../lib/backup/object-store.ts'
 import { describeProgress } from '../lib/backup/progress.ts'
+import { proveRestore } from '../lib/backup/prove.ts'
 import { prune } from '../lib/backup/prune.ts'
 import { backUpThere, LONGEST_BACKUP_SECONDS, progressLine } from '../lib/backup/remote.ts'
-import { backUp, newRun, preflight, proveRestore, type Service, sweep } from '../lib/backup/service.ts'
+import { backUp, newRun, preflight, type Service } from '../lib/backup/service.ts'
 import { isDue, isRestoreTestDue, parts, readState, sizesOf, writeState } from '../lib/backup/state.ts'
+import { sweep } from '../lib/backup/sweep.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook } from '../lib/cli.ts'
 import { loadConfig, sshTarget } from '../lib/config.ts'
 import { EXIT, type ExitCode, messageOf, Stop } from '../lib/errors.ts'
@@ -110,26 +112,29 @@ async function run(
   const backup = await newRun(service, found)
   const unlock = await log.step('Lock', () => takeBackupLock(backup.id))
   try {
-    await log.step('Sweep', () => sweep(service, found.catalog), 'whole')
+    const ours = readState().begun ?? []
+    writeState({ ...readState(), begun: [...ours, backup.id] })
+    const left = await log.step('Sweep', () => sweep(service, ours), 'whole')
     const manifest = await backUp(service, found, backup)
     const problems = manifest.failed.map(({ part, error }) => `${part}: ${error}`)
     const before = readState()
     const shrunk = shrunkParts(before.sizes, sizesOf(manifest))
     if (shrunk.length > 0) log.warn(`Much smaller than last time, so nothing old is removed: ${shrunk.join(', ')}.`)
-    const seconds = (Date.now() - started.getTime()) / 1000
     const at = started.toISOString()
-    const lastRun = { at, ok: manifest.complete, seconds }
-    if (manifest.complete) writeState({ ...before, lastGood: at, lastRun, sizes: sizesOf(manifest) })
-    let restored = false
-    if (manifest.complete && (verify || weekly)) {
+    const lastRun = { at, ok: manifest.complete, seconds: (Date.now() - started.getTime()) / 1000 }
+    if (!manifest.complete) return { manifest, problems, restored: false }
+    writeState({ ...before, lastMade: at, lastRun, sizes: sizesOf(manifest) })
+    const restored = verify || weekly
+    if (restored) {
       await proveRestore(service, backup, manifest)
       writeState({ ...readState(), lastRestored: new Date().toISOString() })
-      restored = true
     }
-    if (manifest.complete && shrunk.length === 0) {
+    writeState({ ...readState(), lastGood: at })
+    if (shrunk.length === 0) {
       const allowed = await log.step('Remove old backups', () => prune(service, false, weekly), 'whole')
       writeState({ ...readState(), pruneDenied: !allowed })
     }
+    writeState({ ...readState(), begun: left })
     return { manifest, problems, restored }
   } finally {
     await unlock()

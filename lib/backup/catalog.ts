@@ -3,8 +3,12 @@ import type { Log } from '../log.ts'
 import type { ObjectStoreSettings } from '../settings.ts'
 import { table } from '../table.ts'
 import {
+  Damaged,
+  type Failure,
+  failureSchema,
   MANIFEST,
   type Manifest,
+  NOT_RESTORED,
   type Proof,
   parseManifest,
   proofSchema,
@@ -13,9 +17,17 @@ import {
   VERIFIED,
 } from './manifest.ts'
 import { type ObjectStore, openStore } from './object-store.ts'
+import { Denied } from './object-store-errors.ts'
 import type { KnownRun } from './retention.ts'
 
-export type CatalogRun = KnownRun & { manifest: Manifest; proof?: Proof; bytes: number }
+export type CatalogRun = KnownRun & {
+  manifest: Manifest
+  proof?: Proof
+  failure?: Failure
+  bytes: number
+  /** Its manifest was overwritten or marked as removed, and is read in its first version. */
+  hidden?: true
+}
 /** What a run left that never wrote its manifest. */
 export type Leftover = { run: string; newest: Date }
 /** A run whose manifest this key may not read, or this version does not know. It is left alone. */
@@ -23,45 +35,100 @@ export type Unreadable = { run: string; why: string }
 export type Catalog = { runs: CatalogRun[]; leftovers: Leftover[]; unreadable: Unreadable[] }
 
 const AT_ONCE = 8
-type Group = { bytes: number; newest: Date; names: Map<string, Date> }
+type Group = { bytes: number; newest: Date; names: Map<string, Date>; hidden?: string }
 
-/** All backups in the bucket, newest first, known from the bucket alone. */
-export async function readCatalog(store: ObjectStore): Promise<Catalog> {
-  const prefix = runsPrefix(store.settings.S3_PREFIX)
-  const byRun = new Map<string, Group>()
-  for (const { key, size, modified } of await store.list(prefix)) {
-    const [run = '', name = ''] = key.slice(prefix.length).split('/')
-    const known = byRun.get(run) ?? { bytes: 0, newest: new Date(0), names: new Map() }
-    known.bytes += size
-    known.names.set(name, modified)
-    if (modified > known.newest) known.newest = modified
-    byRun.set(run, known)
-  }
+/**
+ * All backups in the bucket, newest first, known from the bucket alone.
+ * @param anyFailure one that cannot be had for whatever reason is only named: for a new backup, which waits for no old one.
+ * Whoever chooses among them must not take a broken connection for a broken backup.
+ */
+export async function readCatalog(store: ObjectStore, { anyFailure = false } = {}): Promise<Catalog> {
   const runs: CatalogRun[] = []
   const leftovers: Leftover[] = []
   const unreadable: Unreadable[] = []
-  const read = (run: string, name: string) => store.getText(runKey(store.settings.S3_PREFIX, run, name))
-  async function look([run, { bytes, newest, names }]: [string, Group]): Promise<void> {
+  const read = (run: string, name: string, versionId?: string) =>
+    store.getText(runKey(store.settings.S3_PREFIX, run, name), versionId)
+  async function look([run, { bytes, newest, names, hidden }]: [string, Group]): Promise<void> {
     const stored = names.get(MANIFEST)
     if (!stored) {
       leftovers.push({ run, newest })
       return
     }
     try {
-      const manifest = parseManifest((await read(run, MANIFEST)) ?? '')
-      const proven = names.has(VERIFIED) ? await read(run, VERIFIED) : undefined
-      const proof = proven ? { proof: proofSchema.parse(JSON.parse(proven)) } : {}
-      runs.push({ manifest, stored, bytes, ...proof })
+      const manifest = parseManifest((await read(run, MANIFEST, hidden)) ?? '')
+      if (manifest.run !== run) throw new Damaged(`The manifest is that of ${manifest.run}.`)
+      const proof = names.has(VERIFIED) ? parsed(proofSchema, await read(run, VERIFIED)) : {}
+      const failure = names.has(NOT_RESTORED) ? parsed(failureSchema, await read(run, NOT_RESTORED)) : {}
+      runs.push({
+        ...{ manifest, stored, bytes, ...(hidden === undefined ? {} : { hidden: true }) },
+        ...{ ...(proof.data ? { proof: proof.data } : {}), ...(failure.data ? { failure: failure.data } : {}) },
+      })
     } catch (error) {
       // One that cannot be read must neither hide the others nor stand in the way of the next.
+      if (!(anyFailure || error instanceof Damaged || error instanceof Denied)) throw error
       unreadable.push({ run, why: messageOf(error).split('\n')[0] ?? '' })
     }
   }
-  const entries = [...byRun]
+  const entries = [...(await groups(store))]
   for (let from = 0; from < entries.length; from += AT_ONCE)
     await Promise.all(entries.slice(from, from + AT_ONCE).map(look))
   return { runs: runs.sort((a, b) => b.manifest.started.localeCompare(a.manifest.started)), leftovers, unreadable }
 }
+
+/** What is stored of each run. */
+async function groups(store: ObjectStore): Promise<Map<string, Group>> {
+  const prefix = runsPrefix(store.settings.S3_PREFIX)
+  const byRun = new Map<string, Group>()
+  const groupOf = (key: string): [Group, string] => {
+    const [run = '', name = ''] = key.slice(prefix.length).split('/')
+    const known = byRun.get(run) ?? { bytes: 0, newest: new Date(0), names: new Map() }
+    byRun.set(run, known)
+    return [known, name]
+  }
+  for (const { key, size, modified } of await store.list(prefix)) {
+    const [group, name] = groupOf(key)
+    group.bytes += size
+    group.names.set(name, modified)
+    if (modified > group.newest) group.newest = modified
+  }
+  // Object lock keeps versions, but not that they are seen: who stole the key can hide a backup behind a mark or another text.
+  for (const { key, modified, versionId } of (await store.hidden(prefix, MANIFEST)) ?? []) {
+    const [group, name] = groupOf(key)
+    group.names.set(name, modified)
+    group.hidden = versionId
+  }
+  return byRun
+}
+
+/** What is written beside a manifest helps, and is not needed. */
+function parsed<T>(schema: { safeParse: (value: unknown) => { data?: T } }, json = ''): { data?: T } {
+  try {
+    return schema.safeParse(JSON.parse(json))
+  } catch {
+    return {}
+  }
+}
+
+/**
+ * The backups to choose from for a restore, with what a person must know of the others. One that failed its restore test
+ * counts as not complete: it is taken by its name alone.
+ */
+export async function catalogToRestore(store: ObjectStore, log: Pick<Log, 'warn'>): Promise<Catalog> {
+  const catalog = await readCatalog(store)
+  for (const problem of problemsOf(catalog)) log.warn(problem)
+  const runs = catalog.runs.map((run) =>
+    run.failure ? { ...run, manifest: { ...run.manifest, complete: false } } : run,
+  )
+  return { ...catalog, runs }
+}
+
+const problemsOf = ({ runs, unreadable }: Catalog): string[] => [
+  ...unreadable.map(({ run, why }) => `${run} cannot be read: ${why}`),
+  ...runs.flatMap(({ manifest: { run }, failure, hidden }) => [
+    ...(failure ? [`${run} did not come up in its restore test: ${failure.error}`] : []),
+    ...(hidden ? [`Somebody overwrote or removed the manifest of ${run}; its first version is taken.`] : []),
+  ]),
+]
 
 export const gigabytes = (bytes: number) =>
   bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${(bytes / 1e6).toFixed(1)} MB`
@@ -69,24 +136,25 @@ export const gigabytes = (bytes: number) =>
 /** Prints the backups that there are, from the bucket alone. */
 export async function showCatalog(log: Log, settings: ObjectStoreSettings): Promise<void> {
   const store = await openStore(settings)
-  const catalog = await log.step('Read the manifests', () => readCatalog(store)).finally(store.close)
+  const all = () => readCatalog(store, { anyFailure: true })
+  const catalog = await log.step('Read the manifests', all).finally(store.close)
   log.result(table(catalogTable(catalog)))
-  for (const { run, why } of catalog.unreadable) log.warn(`${run} cannot be read: ${why}`)
+  for (const problem of problemsOf(catalog)) log.warn(problem)
   if (catalog.leftovers.length > 0)
-    log.say(`${catalog.leftovers.length} runs never ended; the next backup sweeps them away.`)
+    log.say(`${catalog.leftovers.length} runs never ended, or still work; what is dead, later backups sweep away.`)
 }
 
 /** Rows for a person: the header first. */
 export function catalogTable({ runs }: Catalog): string[][] {
   return [
     ['run', 'started (UTC)', 'state', 'stored', 'read back', 'restored'],
-    ...runs.map(({ manifest, bytes, proof }) => [
+    ...runs.map(({ manifest, bytes, proof, failure }) => [
       manifest.run,
       manifest.started.slice(0, 16).replace('T', ' '),
       manifest.complete ? 'complete' : `without ${manifest.failed.map(({ part }) => part).join(', ')}`,
       gigabytes(bytes),
       manifest.verified.read ? 'yes' : 'no',
-      proof ? proof.at.slice(0, 10) : '',
+      failure ? 'FAILED' : (proof?.at.slice(0, 10) ?? ''),
     ]),
   ]
 }

@@ -34,17 +34,21 @@ ${asPostgres(script(`cd ${SCRATCH} && { pg_ctl -D data -m immediate -w stop > /d
 const createDatabase = ({ name, owner, encoding, collate, ctype, localeProvider, icuLocale }: DatabaseBackup) =>
   sh`createdb --host=${SCRATCH} --username=postgres --template=template0 --owner=${owner} --encoding=${encoding} --lc-collate=${collate} --lc-ctype=${ctype} --locale-provider=${localeProvider} ${icuLocale ? ['--icu-locale', icuLocale] : []} ${name}`
 
-/**
- * Restores what was stored, fetched from the object store, into a throwaway server of the same version with the same
- * extensions, one database after another, and counts every row.
- * @returns the databases that came up as the manifest says
- * @throws Stop when one did not, or when the disk has no room for it
- */
-export async function restoreTest(run: BackupRun, manifest: Manifest): Promise<string[]> {
+/** @throws Stop when the disk has no room for the test */
+export function assertRoom(manifest: Manifest): void {
   const largest = Math.max(...manifest.databases.map(({ size }) => size))
   const { bavail, bsize } = statfsSync(BACKUP_STATE)
   if (bavail * bsize < largest * ROOM)
     throw new Stop(`The restore test needs ${Math.ceil((largest * ROOM) / 1e9)} GB free below ${BACKUP_STATE}.`)
+}
+
+/**
+ * Restores what was stored, fetched from the object store, into a throwaway server of the same version with the same
+ * extensions, one database after another, and counts every row.
+ * @returns the databases that came up as the manifest says
+ * @throws Stop when one did not
+ */
+export async function restoreTest(run: BackupRun, manifest: Manifest): Promise<string[]> {
   const { signal } = run
   const on = (what: string) => ({ what, signal })
   await text(startServer, on('Starting the throwaway server'))

@@ -1,5 +1,6 @@
-import { randomBytes } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
 import { z } from 'zod'
+import { messageOf, Stop } from '../errors.ts'
 
 /**
  * A backup is what its manifest says. The manifest is written last, so a run without one never happened; it is the only
@@ -8,10 +9,14 @@ import { z } from 'zod'
 export const MANIFEST = 'manifest.json'
 /** Written beside the manifest when the run was restored into a throwaway server. */
 export const VERIFIED = 'verified.json'
+/** Written beside the manifest when it could not be. */
+export const NOT_RESTORED = 'not-restored.json'
 
 const when = z.iso.datetime()
 const hash = z.string().regex(/^[0-9a-f]{64}$/)
 const count = z.number().int().min(0)
+/** Whoever may write to the bucket writes manifests, too: what becomes a path or a part of a command has no other characters. */
+const word = (pattern: RegExp) => z.string().regex(pattern)
 
 /** One object in the bucket: something (raw) that was compressed with zstd, then encrypted with age (stored). */
 const stored = z.object({
@@ -29,7 +34,7 @@ const stored = z.object({
 })
 
 const database = stored.extend({
-  name: z.string(),
+  name: word(/^\w+$/),
   snapshot: z.string(),
   /** Where the write-ahead log was when the snapshot was taken, and when that was. */
   lsn: z.string(),
@@ -52,9 +57,19 @@ const database = stored.extend({
   connectionLimit: z.number().int(),
 })
 
-export const manifestSchema = z.object({
+const files = z.object({
+  repository: word(/^[\w-]+(\/[\w-]+)*$/),
+  snapshot: word(/^[0-9a-f]{8,64}$/),
+  paths: z.array(z.string()),
+  files: count,
+  bytes: count,
+  /** Bytes in each volume. */
+  each: z.record(z.string(), count).optional(),
+})
+
+const manifestSchema = z.object({
   schema: z.literal(1),
-  run: z.string(),
+  run: word(/^[\w.-]+$/),
   host: z.string(),
   started: when,
   ended: when,
@@ -79,9 +94,7 @@ export const manifestSchema = z.object({
   /** A tar of .env, secrets/ and certs/ of the server, without which the rest cannot be read, and its record of releases. */
   secrets: stored.optional(),
   /** The volumes, in a restic repository below the same prefix. */
-  files: z
-    .object({ repository: z.string(), snapshot: z.string(), paths: z.array(z.string()), files: count, bytes: count })
-    .optional(),
+  files: files.optional(),
   /** Whether every object was fetched again, decrypted and read to its end before this was written. */
   verified: z.object({ read: z.boolean(), at: when, seconds: z.number() }),
 })
@@ -96,10 +109,21 @@ export const proofSchema = z.object({
   seconds: z.number(),
 })
 
+/** Why it did not come up. */
+export const failureSchema = z.object({
+  schema: z.literal(1),
+  run: z.string(),
+  at: when,
+  by: z.string(),
+  error: z.string(),
+})
+
 export type Stored = z.infer<typeof stored>
 export type DatabaseBackup = z.infer<typeof database>
 export type Manifest = z.infer<typeof manifestSchema>
+export type Files = z.infer<typeof files>
 export type Proof = z.infer<typeof proofSchema>
+export type Failure = z.infer<typeof failureSchema>
 
 /** Sorts by time; says which host; and no two are the same, so that no run can overwrite another's objects. */
 export function newRunId(started: Date, host: string): string {
@@ -111,5 +135,30 @@ export const runsPrefix = (prefix: string) => `${prefix}/runs/`
 export const runKey = (prefix: string, run: string, name: string) => `${runsPrefix(prefix)}${run}/${name}`
 export const resticPrefix = (prefix: string) => `${prefix}/restic`
 
-/** @throws when it is not a manifest of a kind that this version knows */
-export const parseManifest = (json: string): Manifest => manifestSchema.parse(JSON.parse(json))
+export const parseFiles = (value: Files): Files => files.parse(value)
+
+const hashOf = (content: object) => createHash('sha256').update(JSON.stringify(content)).digest('hex')
+
+/** The manifest as it is stored, with a hash of all else in it: a flipped bit would restore other grants or settings. */
+export function manifestText(manifest: Manifest): string {
+  const content = manifestSchema.parse(manifest)
+  return `${JSON.stringify({ ...content, sha256: hashOf(content) }, null, 1)}\n`
+}
+
+/** What was read is no manifest that this version knows, or not what was written. */
+export class Damaged extends Stop {}
+
+/**
+ * Manifests of earlier versions have no hash.
+ * @throws Damaged
+ */
+export function parseManifest(json: string): Manifest {
+  try {
+    const { sha256, ...content } = JSON.parse(json)
+    if (sha256 !== undefined && sha256 !== hashOf(content)) throw new Error('its content is not what its hash says')
+    return manifestSchema.parse(content)
+  } catch (error) {
+    const why = error instanceof z.ZodError ? z.prettifyError(error) : messageOf(error)
+    throw new Damaged(`The manifest is damaged: ${why.replace(/\s+/g, ' ')}`)
+  }
+}

@@ -11,6 +11,12 @@ export const isMissing = (error: unknown) =>
   ['NoSuchKey', 'NotFound'].includes(asFailure(error).name) && statusOf(error) === 404
 export const isDenied = (error: unknown) => statusOf(error) === 403
 
+/** Not every server knows every request. */
+export const isUnknown = (error: unknown) => [405, 501].includes(statusOf(error) ?? 0)
+
+/** The store refused what was asked: it is not at fault, and asking again changes nothing. */
+export class Denied extends Stop {}
+
 /** Completing an upload succeeded, its answer was lost, and the SDK asked again: the upload is gone, the object is there. */
 export const isLostAnswer = (error: unknown) => asFailure(error).name === 'NoSuchUpload'
 
@@ -23,7 +29,7 @@ const MEANINGS: Record<string, (settings: ObjectStoreSettings) => [string, strin
   QuotaExceeded: ({ S3_BUCKET }) => [`the bucket ${S3_BUCKET} is full`, 'Raise its quota, or remove old backups.'],
   AccessDenied: ({ S3_BUCKET }) => [
     `the key may not do this in ${S3_BUCKET}`,
-    'It needs ListBucket, ListBucketMultipartUploads, GetObject, PutObject and AbortMultipartUpload.',
+    'It needs ListBucket, ListBucketVersions, ListBucketMultipartUploads, GetObject, GetObjectVersion, PutObject and AbortMultipartUpload.',
   ],
   RequestTimeTooSkewed: () => ["this machine's clock is wrong", 'See `timedatectl` on the server.'],
 }
@@ -37,7 +43,8 @@ export function explainS3(error: unknown, settings: ObjectStoreSettings): Error 
   const meaning = MEANINGS[name] ?? MEANINGS[BY_STATUS[status ?? 0] ?? '']
   if (meaning) {
     const [what, remedy] = meaning(settings)
-    return new Stop(`${settings.S3_ENDPOINT} refused: ${what} (${name}).`, [remedy])
+    const Refusal = isDenied(error) ? Denied : Stop
+    return new Refusal(`${settings.S3_ENDPOINT} refused: ${what} (${name}).`, [remedy])
   }
   const detail = [messageOf(error), code, status ? `HTTP ${status}` : undefined].filter(Boolean).join(', ')
   return new Stop(`${settings.S3_ENDPOINT}, bucket ${settings.S3_BUCKET}, failed: ${name}: ${detail}.`, [

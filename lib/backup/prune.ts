@@ -3,6 +3,7 @@ import { forgetFiles } from './files.ts'
 import { MANIFEST, runKey, runsPrefix } from './manifest.ts'
 import { minimumCharge, runsToRemove } from './retention.ts'
 import type { Service } from './service.ts'
+import { nowAt } from './sweep.ts'
 
 /**
  * Removes what retention lets go, the manifest of each run first: a removal that is cut off leaves garbage, never a backup
@@ -15,8 +16,8 @@ export async function prune(
   weekly: boolean,
 ): Promise<boolean> {
   const { BACKUP_KEEP_DAYS: days, BACKUP_KEEP_WEEKS: weeks, BACKUP_KEEP_MONTHS: months } = config.backup
-  const { runs } = await readCatalog(store)
-  const now = new Date(Date.now() + (await store.check()) * 1000)
+  const { runs } = await readCatalog(store, { anyFailure: true })
+  const now = await nowAt(store)
   const { remove, later, refused } = runsToRemove(runs, { days, weeks, months }, now)
   if (refused) log.say(`  nothing is removed: ${refused}`)
   for (const { manifest } of remove) log.say(`  ${dryRun ? 'would go' : 'goes'}: ${manifest.run}`)
@@ -27,7 +28,7 @@ export async function prune(
   const gone: CatalogRun[] = []
   for (const run of remove) {
     const prefix = `${runsPrefix(store.settings.S3_PREFIX)}${run.manifest.run}/`
-    if (!(await store.remove(prefix, runKey(store.settings.S3_PREFIX, run.manifest.run, MANIFEST)))) {
+    if (!(await store.remove(prefix, runKey(store.settings.S3_PREFIX, run.manifest.run, MANIFEST), signal))) {
       log.warn(
         'Old backups could not be removed: the key may not delete, or a lock still holds. Nothing else is wrong.',
       )

@@ -1,4 +1,4 @@
-import type { Manifest, Proof } from './manifest.ts'
+import type { Failure, Manifest, Proof } from './manifest.ts'
 
 export type Keep = {
   /** Everything younger than this many days stays. */
@@ -12,6 +12,8 @@ export type KnownRun = {
   /** When the store says that the manifest was written: a second clock beside the manifest's own. */
   stored: Date
   proof?: Pick<Proof, 'restored'>
+  /** It did not come up in its restore test. */
+  failure?: Pick<Failure, 'error'>
 }
 
 const DAY = 24 * 3600_000
@@ -33,9 +35,9 @@ export function runsToRemove<R extends KnownRun>(
   now: Date,
 ): { remove: R[]; later: number; refused?: string } {
   const sorted = [...runs].sort((a, b) => startOf(b) - startOf(a))
-  const complete = sorted.filter(({ manifest }) => manifest.complete)
+  const complete = sorted.filter(({ manifest, failure }) => manifest.complete && !failure)
   const newest = sorted[0]
-  if (!newest?.manifest.complete || !newest.manifest.verified.read)
+  if (!newest?.manifest.complete || !newest.manifest.verified.read || newest.failure)
     return { remove: [], later: 0, refused: 'the newest backup is not complete and verified' }
   const kept = new Set<R>(complete.slice(0, NEWEST))
   const proven = complete.find(({ proof }) => proof)

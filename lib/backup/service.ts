@@ -1,20 +1,18 @@
-import { mkdirSync, rmSync } from 'node:fs'
 import { hostname } from 'node:os'
 import type { Config } from '../config.ts'
 import { messageOf, Stop } from '../errors.ts'
 import type { Log } from '../log.ts'
 import { sh } from '../shell.ts'
-import { type Catalog, readCatalog } from './catalog.ts'
+import { readCatalog } from './catalog.ts'
 import { checkServer, closeAll, DATABASES, takeSnapshots } from './databases.ts'
-import { restoreTest } from './drill.ts'
 import { backUpFiles, checkFiles } from './files.ts'
 import type { DatabaseBackup, Manifest } from './manifest.ts'
-import { MANIFEST, manifestSchema, newRunId, runKey, runsPrefix, VERIFIED } from './manifest.ts'
+import { MANIFEST, manifestText, newRunId } from './manifest.ts'
 import type { ObjectStore } from './object-store.ts'
 import * as part from './parts.ts'
 import { text } from './pipeline.ts'
 import { type Progress, trackProgress } from './progress.ts'
-import { type BackupRun, newIdentity } from './store.ts'
+import { type BackupRun, newIdentity, putText } from './store.ts'
 
 /** What a backup works with, inside the backup-service container. */
 export type Service = {
@@ -27,7 +25,8 @@ export type Service = {
 }
 
 export type Found = Pick<Manifest, 'server' | 'clockOffsetSeconds' | 'tools'> & {
-  catalog: Catalog
+  /** The complete backup before this one. */
+  last: Manifest | undefined
   /** Of the databases, in bytes. */
   sizes: Record<string, number>
 }
@@ -50,25 +49,25 @@ export async function preflight({ store, signal }: Service): Promise<Found> {
       ['timedatectl'],
     )
   }
-  const catalog = await readCatalog(store)
+  const { runs } = await readCatalog(store, { anyFailure: true })
+  const last = runs.find(({ manifest }) => manifest.complete)?.manifest
   const tools: Record<string, string> = { node: process.version }
   for (const [name, command] of Object.entries(TOOLS)) tools[name] = await text(command, { what: name, signal })
   const { server, sizes } = await checkServer(Number(/ (\d+)/.exec(tools.pg_dump ?? '')?.[1]))
-  return { server, clockOffsetSeconds, tools, catalog, sizes }
+  return { server, clockOffsetSeconds, tools, last, sizes }
 }
 
 export async function newRun(
   { config, started, store, signal, onProgress }: Service,
   found: Found,
 ): Promise<BackupRun> {
-  const last = found.catalog.runs.find(({ manifest }) => manifest.complete)?.manifest
   return {
     id: newRunId(started, hostname()),
     store,
     signal,
     recipients: config.backup.BACKUP_RECIPIENTS,
     own: await newIdentity(signal),
-    onProgress: trackProgress(part.expectedSizes(last, found.sizes), onProgress),
+    onProgress: trackProgress(part.expectedSizes(found.last, found.sizes), onProgress),
   }
 }
 
@@ -130,49 +129,12 @@ export async function backUp(service: Service, found: Found, run: BackupRun): Pr
     files: await proven('files', files, async (stored) => checkFiles(on).then(() => stored)),
   }
   const ended = new Date().toISOString()
-  const manifest = manifestSchema.parse({
-    ...{ schema: 1, run: run.id, host: hostname(), started: started.toISOString(), ended },
+  const manifest: Manifest = {
+    ...{ schema: 1 as const, run: run.id, host: hostname(), started: started.toISOString(), ended },
     ...{ complete: failed.length === 0, failed, commit: process.env.KGC_COMMIT ?? '' },
     ...{ server, clockOffsetSeconds, tools, recipients: run.recipients, databases, ...others },
     verified: { read: failed.length === 0, at: ended, seconds: (performance.now() - reading) / 1000 },
-  })
-  await log.step('Manifest', () => writeJson(run, MANIFEST, manifest), 'whole')
-  return manifest
-}
-
-/** Restores the backup just made into a throwaway server, and records beside its manifest that it came up whole. */
-export async function proveRestore({ log }: Service, run: BackupRun, manifest: Manifest): Promise<void> {
-  const began = performance.now()
-  await log.step(
-    'Restore test',
-    async () => {
-      const restored = await restoreTest(run, manifest)
-      const seconds = (performance.now() - began) / 1000
-      await writeJson(run, VERIFIED, {
-        schema: 1,
-        run: run.id,
-        at: new Date().toISOString(),
-        by: hostname(),
-        restored,
-        seconds,
-      })
-    },
-    'whole',
-  )
-}
-
-const writeJson = (run: BackupRun, name: string, value: unknown) =>
-  run.store.putText(runKey(run.store.settings.S3_PREFIX, run.id, name), `${JSON.stringify(value, null, 1)}\n`)
-
-/** What killed runs left, here and in the store. This run holds the lock, so nobody writes there now. */
-export async function sweep({ log, store }: Service, { leftovers }: Catalog): Promise<void> {
-  rmSync(part.SPOOL, { recursive: true, force: true })
-  mkdirSync(part.SPOOL, { recursive: true, mode: 0o700 })
-  const prefix = runsPrefix(store.settings.S3_PREFIX)
-  const aborted = await store.abortUploads(prefix)
-  if (aborted > 0) log.say(`  ${aborted} uploads that a killed run had left open were aborted`)
-  for (const { run } of leftovers) {
-    log.say(`  ${run} never wrote its manifest; its objects are removed`)
-    if (!(await store.remove(`${prefix}${run}/`, ''))) log.say('  … which this key may not do')
   }
+  await log.step('Manifest', () => putText(run, MANIFEST, manifestText(manifest)), 'whole')
+  return manifest
 }

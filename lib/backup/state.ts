@@ -4,12 +4,16 @@ import type { Manifest, Stored } from './manifest.ts'
 
 /** What is remembered between runs on the server: for the metrics, and to know when the next run is due. Times are ISO 8601. */
 export type BackupState = {
-  /** When the last complete backup began, and when one was last restored as a test. */
+  /** When the last complete backup began, and the last one that also passed its restore test or was not due for one. */
+  lastMade?: string
   lastGood?: string
+  /** When one was last restored as a test. */
   lastRestored?: string
   lastRun?: { at: string; ok: boolean; seconds: number; reason?: string }
   sizes: Record<string, { raw: number; stored: number }>
   pruneDenied?: boolean
+  /** Runs of this server since the last that ended well: what they left is nobody else's. */
+  begun?: string[]
 }
 
 const STATE = `${BACKUP_STATE}/state.json`
@@ -99,8 +103,10 @@ export function lastDueTime(now: Date): Date {
 }
 
 /** True when no complete backup began since the last 02:00: tonight's turn, a night that was missed, or one that failed. */
-export const isDue = ({ lastGood }: BackupState, now: Date) =>
-  lastGood === undefined || new Date(lastGood) < lastDueTime(now)
+export function isDue({ lastMade, lastGood }: BackupState, now: Date): boolean {
+  const last = lastMade ?? lastGood
+  return last === undefined || new Date(last) < lastDueTime(now)
+}
 
 /** Half a day early, so that a weekly test stays on its night. */
 export const isRestoreTestDue = ({ lastRestored }: BackupState, days: number, now: Date) =>

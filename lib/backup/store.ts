@@ -18,6 +18,10 @@ export type BackupRun = {
   onProgress: (part: string, bytes: number) => void
 }
 
+/** Stores a small text of this run. */
+export const putText = (run: BackupRun, name: string, text: string) =>
+  run.store.putText(runKey(run.store.settings.S3_PREFIX, run.id, name), text)
+
 type Source = { what: string; env?: Record<string, string>; expected?: number }
 
 export async function newIdentity(signal: AbortSignal): Promise<BackupRun['own']> {

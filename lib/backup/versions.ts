@@ -1,4 +1,4 @@
-import { isDenied } from './object-store-errors.ts'
+import { isDenied, isUnknown } from './object-store-errors.ts'
 import type { s3Client } from './s3-client.ts'
 
 type Bucket = Awaited<ReturnType<typeof s3Client>> & { Bucket: string }
@@ -60,7 +60,7 @@ export async function abortUploads(
 
 /**
  * Objects that the bucket no longer shows as they were first stored: removed with their versions kept, or overwritten.
- * @returns the first version of each; undefined when the key may not list versions
+ * @returns the first version of each; undefined when the key may not list versions, or the server knows none
  */
 export async function hiddenBelow(
   { client, s3, Bucket }: Bucket,
@@ -89,7 +89,7 @@ export async function hiddenBelow(
       next = { KeyMarker: page.NextKeyMarker, VersionIdMarker: page.NextVersionIdMarker }
     }
   } catch (error) {
-    if (isDenied(error)) return undefined
+    if (isDenied(error) || isUnknown(error)) return undefined
     throw error
   }
 }

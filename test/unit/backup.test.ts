@@ -1,14 +1,16 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type Manifest, newRunId, parseManifest } from '../../lib/backup/manifest.ts'
+import { catalogTable, catalogToRestore, readCatalog } from '../../lib/backup/catalog.ts'
+import { type Manifest, manifestText, newRunId, parseManifest } from '../../lib/backup/manifest.ts'
 import { partSizeFor } from '../../lib/backup/object-store.ts'
-import { explainS3 } from '../../lib/backup/object-store-errors.ts'
+import { Denied, explainS3 } from '../../lib/backup/object-store-errors.ts'
 import { dumpCommand, dumpOf, expectedSizes } from '../../lib/backup/parts.ts'
 import { output, text } from '../../lib/backup/pipeline.ts'
 import { describeProgress, trackProgress } from '../../lib/backup/progress.ts'
 import { parseProgress, progressLine } from '../../lib/backup/remote.ts'
 import { type KnownRun, minimumCharge, runsToRemove } from '../../lib/backup/retention.ts'
 import { isDue, isRestoreTestDue, lastDueTime, metrics } from '../../lib/backup/state.ts'
+import { isDead } from '../../lib/backup/sweep.ts'
 import { hiddenAmong, removeAll, type Version } from '../../lib/backup/versions.ts'
 import { validate } from '../../lib/config.ts'
 import { script, sh } from '../../lib/shell.ts'
@@ -146,6 +148,140 @@ test('two runs never share a name, and names sort by time', () => {
 
 test('what is no manifest is refused', () => {
   for (const broken of ['', '{}', '{"schema": 2}', '[]']) assert.throws(() => parseManifest(broken))
+})
+
+const STORED = {
+  ...{ key: 'kgc/runs/1/kgc', rawBytes: 1, rawSha256: 'a'.repeat(64), storedBytes: 1, storedSha256: 'b'.repeat(64) },
+  ...{ parts: 1, partSize: 1, seconds: 1.5 },
+}
+const MANIFEST: Manifest = {
+  ...{ schema: 1, run: '1', host: 'kgc', started: NOW.toISOString(), ended: NOW.toISOString(), complete: true },
+  ...{ failed: [], commit: '', tools: {}, server: { versionNum: 150018, systemIdentifier: '7' } },
+  ...{ clockOffsetSeconds: 0, recipients: ['age1x'] },
+  databases: [
+    {
+      ...{
+        ...STORED,
+        name: 'kgc',
+        snapshot: '1',
+        lsn: '0/1',
+        at: NOW.toISOString(),
+        size: 1,
+        rows: { 'public."á"': 1 },
+      },
+      ...{
+        owner: 'kgc',
+        acl: ['kgc=CTc/kgc'],
+        settings: [],
+        extensions: {},
+        encoding: 'UTF8',
+        collate: 'C',
+        ctype: 'C',
+      },
+      ...{ localeProvider: 'libc', icuLocale: null, collationVersion: null, connectionLimit: -1 },
+    },
+  ],
+  files: { repository: 'kgc/restic', snapshot: 'ab12cd34', paths: ['/data/uploads'], files: 1, bytes: 1 },
+  verified: { read: true, at: NOW.toISOString(), seconds: 1 },
+}
+
+test('a manifest comes back as it was written, one without a hash as well, and no flipped bit passes', () => {
+  const text = Buffer.from(manifestText(MANIFEST))
+  assert.equal(parseManifest(text.toString()), MANIFEST)
+  assert.equal(parseManifest(JSON.stringify(MANIFEST)), MANIFEST)
+  for (let at = 0; at < text.length; at++) {
+    const flipped = Buffer.from(text)
+    flipped[at] = (text[at] ?? 0) ^ (1 << (at % 8))
+    let read: Manifest | undefined
+    try {
+      read = parseManifest(flipped.toString())
+    } catch {
+      continue
+    }
+    // In the name of the hash, or between two words: all that a restore reads is as it was.
+    assert.equal(read, MANIFEST, `bit ${at % 8} of byte ${at}`)
+  }
+})
+
+test('what a manifest names can neither leave a folder nor become a command', () => {
+  const [kgc] = MANIFEST.databases
+  for (const changes of [
+    { run: '../1' },
+    { databases: [{ ...kgc, name: '../../.ssh/authorized_keys' }] },
+    { files: { ...MANIFEST.files, repository: 'kgc/restic";curl x' } },
+    { files: { ...MANIFEST.files, repository: '../other' } },
+    { files: { ...MANIFEST.files, snapshot: 'latest; cat /data/server/.env' } },
+  ])
+    assert.throws(() => parseManifest(JSON.stringify({ ...MANIFEST, ...changes })), /damaged/)
+})
+
+/** A bucket that has these texts, or fails with them. */
+function storeOf(objects: Record<string, string | Error>, hidden: { key: string; versionId: string }[] = []) {
+  const list = async () => Object.keys(objects).map((key) => ({ key: `kgc/runs/${key}`, size: 1, modified: NOW }))
+  const getText = async (key: string, versionId?: string) => {
+    const found = objects[`${key.slice('kgc/runs/'.length)}${versionId ? `@${versionId}` : ''}`]
+    if (found instanceof Error) throw found
+    return found
+  }
+  const marked = async () => hidden.map(({ key, versionId }) => ({ key: `kgc/runs/${key}`, versionId, modified: NOW }))
+  const store = { settings: { S3_PREFIX: 'kgc' }, list, getText, hidden: marked }
+  return store as unknown as Parameters<typeof readCatalog>[0]
+}
+const manifestOf = (run: string) => manifestText({ ...MANIFEST, run })
+
+test('a broken connection is not taken for a broken backup, but by a new backup', async () => {
+  const broken = storeOf({ '1/manifest.json': manifestOf('1'), '2/manifest.json': new Error('reset') })
+  assert.match(await readCatalog(broken).catch((error) => error.message), /reset/)
+  const { runs, unreadable } = await readCatalog(broken, { anyFailure: true })
+  assert.equal([runs.length, unreadable], [1, [{ run: '2', why: 'reset' }]])
+  const refused = { '1/manifest.json': new Denied('no'), '2/manifest.json': '{', '3/manifest.json': manifestOf('4') }
+  assert.is((await readCatalog(storeOf(refused))).unreadable.length, 3)
+})
+
+test('who restores is told what cannot be read or failed its test, and gets the latter by its name alone', async () => {
+  const failure = JSON.stringify({ schema: 1, run: '2', at: NOW.toISOString(), by: 'kgc', error: 'a row is missing' })
+  const store = storeOf({
+    ...{ '1/manifest.json': manifestOf('1'), '1/verified.json': 'scribble', '2/manifest.json': manifestOf('2') },
+    ...{ '2/not-restored.json': failure, '3/manifest.json': '{' },
+  })
+  const told: string[] = []
+  const { runs } = await catalogToRestore(store, { warn: (text) => told.push(text) })
+  assert.equal(Object.fromEntries(runs.map(({ manifest }) => [manifest.run, manifest.complete])), { 1: true, 2: false })
+  assert.match(told.join('\n'), /3 cannot be read[\s\S]*2 did not come up in its restore test: a row is missing/)
+  const [, ...rows] = catalogTable(await readCatalog(store))
+  assert.is(rows.find(([run]) => run === '2')?.at(-1), 'FAILED')
+})
+
+test('a backup whose manifest was hidden is no leftover: it is read in its first version', async () => {
+  const store = storeOf({ '1/kgc': '', '1/manifest.json@1': manifestOf('1') }, [
+    { key: '1/manifest.json', versionId: '1' },
+  ])
+  const { runs, leftovers } = await readCatalog(store)
+  assert.equal(leftovers, [])
+  assert.equal(
+    runs.map(({ manifest, hidden }) => [manifest.run, hidden]),
+    [['1', true]],
+  )
+})
+
+test('what may still be at work elsewhere is not swept away', () => {
+  const hours = (count: number) => new Date(NOW.getTime() - count * 3600_000)
+  assert.is(isDead('ours', hours(0), ['ours'], NOW), true)
+  assert.is(isDead('of another', hours(47), ['ours'], NOW), false)
+  assert.is(isDead('of another', hours(49), ['ours'], NOW), true)
+})
+
+test('nothing goes while the newest failed its restore test, and one that failed is not kept for it', () => {
+  const failure = { error: 'x' }
+  assert.equal(gone([{ ...night(0), failure }, ...nights(1, 50)]), [])
+  assert.equal(gone([...nights(0, 6), { ...night(60), failure }]), ['night-60'])
+})
+
+test('a backup that failed its restore test is not made again every hour', () => {
+  const at = (hour: number, day = 23) => new Date(2026, 10, day, hour, 30)
+  const state = { sizes: {}, lastMade: at(2).toISOString(), lastGood: at(2, 22).toISOString() }
+  assert.is(isDue(state, at(12)), false)
+  assert.is(isDue(state, at(3, 24)), true)
 })
 
 test('a dump is of one snapshot, without compression, and gives up on a lock', () => {
