@@ -1,5 +1,5 @@
 import type { Actor } from '../actor.ts'
-import { readCatalog } from '../backup/catalog.ts'
+import { catalogToRestore } from '../backup/catalog.ts'
 import { openStore } from '../backup/object-store.ts'
 import { assertFit, readFacts } from '../bootstrap/facts.ts'
 import type { Config } from '../config.ts'
@@ -43,7 +43,10 @@ export async function rebuildServer(rebuild: Rebuild): Promise<void> {
   const tell = (text: string) => notify(log, config.notify.SLACK_WEBHOOK_URL, text)
   try {
     const begun = await log.step('Is it blank?', () => surveyBlank(admin))
-    const manifest = pickRun(await log.step('Read the manifests', () => readCatalog(store)), chosen(rebuild, begun))
+    const manifest = pickRun(
+      await log.step('Read the manifests', () => catalogToRestore(store, log)),
+      chosen(rebuild, begun),
+    )
     const facts = await readFacts(admin)
     assertFit(facts, config.access, admin.name)
     const part = assertRebuildable(manifest, {

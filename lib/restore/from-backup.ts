@@ -1,4 +1,4 @@
-import { readCatalog } from '../backup/catalog.ts'
+import { catalogToRestore } from '../backup/catalog.ts'
 import { openStore } from '../backup/object-store.ts'
 import { confirmName } from '../confirm.ts'
 import { messageOf } from '../errors.ts'
@@ -44,7 +44,7 @@ export async function restoreFromBackup(
   log.say(describeAside(found))
   const store = await openStore(settings)
   try {
-    const manifest = pickRun(await log.step('Read the manifests', () => readCatalog(store)), choice)
+    const manifest = pickRun(await log.step('Read the manifests', () => catalogToRestore(store, log)), choice)
     const wanted = pickDatabases(manifest, choice.databases)
     const volumes = pickFiles(manifest, choice.files && !choice.keepSide)
     const what = [...wanted.map(({ name }) => name), ...(volumes ? [FILES] : [])].join(',')

@@ -1,4 +1,4 @@
-import { readCatalog } from '../backup/catalog.ts'
+import { catalogToRestore } from '../backup/catalog.ts'
 import { openStore } from '../backup/object-store.ts'
 import { confirmName } from '../confirm.ts'
 import { EXIT, Stop } from '../errors.ts'
@@ -30,7 +30,7 @@ export async function restorePart(
   const { log, server, config, dryRun, confirmed } = session
   const store = await openStore(settings)
   try {
-    const manifest = pickRun(await log.step('Read the manifests', () => readCatalog(store)), choice)
+    const manifest = pickRun(await log.step('Read the manifests', () => catalogToRestore(store, log)), choice)
     const part = singlesOf(manifest).find((one) => one.name === name)
     if (!part)
       throw new Stop(`The run ${manifest.run} has no ${name}.`, ['npx tsx scripts/restore.ts --list'], EXIT.usage)
