@@ -2,7 +2,7 @@ import { connectAdmin, connectFirst } from '../lib/admin.ts'
 import { sshd, user } from '../lib/bootstrap/access.ts'
 import { dockerRepository, dockerRuns, dockerSettings, planDocker } from '../lib/bootstrap/docker.ts'
 import { assertFit, type Facts, limitsFor, readCandidates, readFacts } from '../lib/bootstrap/facts.ts'
-import { firewall, rangesFor } from '../lib/bootstrap/firewall.ts'
+import { assertFirewallFits, firewall, rangesFor } from '../lib/bootstrap/firewall.ts'
 import { environment, redisUsers } from '../lib/bootstrap/secrets.ts'
 import * as stack from '../lib/bootstrap/stack.ts'
 import { applyStep, oneAtATime, type State, type Step, surveySteps } from '../lib/bootstrap/step.ts'
@@ -57,6 +57,8 @@ await runbook(
     try {
       const facts = await log.step('Look at the server', () => readFacts(server))
       assertFit(facts, config.access, server.name)
+      // A check names all that is not as it should be.
+      if (!check) await assertFirewallFits(server, config.access)
       const steps = await log.step('Plan', () => planSteps(facts))
       const before = await log.step('Compare', () => surveySteps(server, steps))
       const missing = steps.filter((_, index) => before[index]?.drift.length)

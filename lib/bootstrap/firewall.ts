@@ -26,6 +26,15 @@ export async function rangesFor(host: Host, settings: AccessSettings, warn: (tex
   return last.length > 0 ? last : currentRanges(settings, [], false, warn)
 }
 
+/**
+ * Before anything is touched: what the last step would refuse. The programs that it misses come with an earlier step.
+ * @throws Stop as `assertSafe`
+ */
+export async function assertFirewallFits(host: Host, settings: AccessSettings): Promise<void> {
+  const found = await surveyFirewall(host)
+  assertSafe({ ...found, missing: [] }, wantedAccess(settings, 0, []), false)
+}
+
 const checkOriginFile = (path: string, content: string | undefined) =>
   content === undefined ? `[ ! -e ${path} ] || echo '${path} is not wanted'` : checkFile({ path, content })
 

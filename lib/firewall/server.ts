@@ -22,6 +22,8 @@ export type Found = {
   defaultInterfaces: string[]
   /** The rules that were confirmed last, if any. */
   kept: string
+  /** Programs that the firewall needs. */
+  missing: string[]
   obstacles: string[]
 }
 
@@ -36,6 +38,7 @@ export async function surveyFirewall(host: Host): Promise<Found> {
     sourceInterface: one('via'),
     defaultInterfaces: all('default'),
     kept: all('kept').join('\n'),
+    missing: all('missing'),
     obstacles: all('obstacle'),
   }
 }
@@ -48,7 +51,7 @@ ip -o route get "$source" | sed -n 's/.* dev \\([^ ]*\\).*/via=\\1/p'
 { ip -4 route show default; ip -6 route show default; } | sed -n 's/.* dev \\([^ ]*\\).*/\\1/p' | sort -u | say default
 cat /etc/kgc/firewall/rules.v4 /etc/kgc/firewall/rules.v6 2> /dev/null | say kept
 for tool in iptables-restore ip6tables-restore unshare flock systemd-run awk curl perl diff; do
-  command -v $tool > /dev/null || echo "obstacle=$tool is not installed"
+  command -v $tool > /dev/null || echo "missing=$tool"
 done
 if command -v ufw > /dev/null && ufw status | grep -q 'Status: active'; then
   echo 'obstacle=ufw is active, and does not hold for what Docker publishes: ufw disable'
@@ -80,8 +83,9 @@ true
  * @throws Stop when the rules cannot be put beside what the server has, or would exclude the one who asks for them
  */
 export function assertSafe(found: Found, access: { admins: Cidr[]; interfaces: string[] }, force: boolean): void {
-  if (found.obstacles.length > 0)
-    throw new Stop(`The firewall was not changed:\n${found.obstacles.map((obstacle) => `  ${obstacle}`).join('\n')}`)
+  const obstacles = [...found.missing.map((tool) => `${tool} is not installed`), ...found.obstacles]
+  if (obstacles.length > 0)
+    throw new Stop(`The firewall was not changed:\n${obstacles.map((obstacle) => `  ${obstacle}`).join('\n')}`)
   const open = access.interfaces.filter((name) => found.defaultInterfaces.includes(name))
   if (open.length > 0)
     throw new Stop(

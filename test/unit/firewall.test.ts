@@ -182,6 +182,7 @@ test('refuses rules that would exclude the one who applies them', () => {
     sourceInterface: 'eth0',
     defaultInterfaces: ['eth0'],
     kept: '',
+    missing: [],
     obstacles: [],
   }
   assert.throws(
@@ -193,6 +194,7 @@ test('refuses rules that would exclude the one who applies them', () => {
   assertSafe({ ...found, sourceInterface: 'tailscale0' }, { ...ACCESS, interfaces: ['tailscale0'] }, false)
   assert.throws(() => assertSafe(found, { ...ACCESS, interfaces: ['eth0'] }, true), /eth0, which leads to the internet/)
   assert.throws(() => assertSafe({ ...found, obstacles: ['ufw is active'] }, ACCESS, true), /ufw is active/)
+  assert.throws(() => assertSafe({ ...found, missing: ['awk'] }, ACCESS, true), /awk is not installed/)
 })
 
 test('shows what changes, line by line', () => {

@@ -123,6 +123,14 @@ systemctl stop firewalld`)
   assert.is(after, before)
 })
 
+test('refuses an open door to SSH before anything is touched', async () => {
+  const before = await fingerprint()
+  const run = await bootstrap(['--yes'], { SSH_ALLOW_INTERFACES: 'eth0' })
+  assert.is(run.code, 1, said(run))
+  assert.match(run.stderr, /SSH_ALLOW_INTERFACES names eth0, which leads to the internet/)
+  assert.is(await fingerprint(), before)
+})
+
 test('says so when apt does not work there, before anything is touched', async () => {
   await onConsole(`cp /etc/apt/sources.list /root/; sed -i 's/${SYSTEM}/nowhere/' /etc/apt/sources.list`)
   const run = await bootstrap(['--yes'])
