@@ -9,8 +9,8 @@ const SITE = `${ROOT}/${CERTIFICATE}`
 const TIMER = 'kgc-certificates.timer'
 /** The server's own bounds: 15 minutes for each of two locks, 10 for certbot. */
 const RENEW_SECONDS = 45 * 60
-/** The lock of a deploy, a reload and its confirmation. */
-const INSTALL_SECONDS = 20 * 60
+/** A renewal that is at work, the lock of a deploy, a reload and its confirmation. */
+const INSTALL_SECONDS = 35 * 60
 
 /** Shell text that names what, besides the files, is not as it should be. */
 export const CERTIFICATE_CHECKS = `
@@ -67,7 +67,7 @@ export async function applyCertificates(host: Host, wanted: WantedCertificate): 
       sh`systemctl enable -q --now ${TIMER}`,
     ),
   )
-  if (!wanted.pem) await host.write(sh`${CERTIFICATES} placeholder`)
+  if (!wanted.pem) await host.write(sh`${CERTIFICATES} placeholder`, { timeout: INSTALL_SECONDS })
   else if (await isAnother(host, wanted))
     await host.write(sh`${CERTIFICATES} install`, { input: wanted.pem, timeout: INSTALL_SECONDS })
 }

@@ -376,6 +376,23 @@ test("a certificate given as files, such as Cloudflare's own for the origin, rep
   assert.is(await ordersAsked(), orders)
 })
 
+test('files that are given while a renewal from elsewhere is at work come last, and stay', async () => {
+  const before = await onSite(`sha256sum < ${SITE}`)
+  // A renewal that began with other settings waits, until files were given.
+  const output = await onSite(`
+cp -p ${SITE} /tmp/given.pem; cp -p /etc/kgc/certificates/settings /tmp/given.settings
+flock /run/kgc-certificates.lock sleep 3 &
+sed -i "s/^SOURCE=.*/SOURCE='http'/" /etc/kgc/certificates/settings
+sleep 0.5; ${PROGRAM} renew > /tmp/renewal 2>&1 & renewal=$!
+sleep 1; cp -p /tmp/given.settings /etc/kgc/certificates/settings
+${PROGRAM} install < /tmp/given.pem & install=$!
+sleep 0.5; kill -0 $install && echo waits
+wait $install && wait $renewal && echo done
+rm /tmp/given.pem /tmp/given.settings /tmp/renewal`)
+  assert.is(output, 'waits\ndone')
+  assert.is(await onSite(`sha256sum < ${SITE}`), before)
+})
+
 test('files that cannot serve are refused before anything is touched', async () => {
   const before = await onSite(`sha256sum ${SITE}`)
   const run = await certificates([], { CERTIFICATE: 'files', CERTIFICATE_KEY_FILE: inState('ca.key') })
