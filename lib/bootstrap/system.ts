@@ -5,8 +5,11 @@ import { filesStep, type Step } from './step.ts'
 /** What the runbooks use on the server, besides Docker. */
 export const PACKAGES = [
   ...['ca-certificates', 'curl', 'git', 'iproute2', 'iptables', 'openssl', 'procps', 'tzdata'],
-  ...['fail2ban', 'python3-systemd', 'unattended-upgrades', 'systemd-timesyncd', 'apparmor', 'sudo'],
+  ...['fail2ban', 'python3-systemd', 'unattended-upgrades', 'apparmor', 'sudo'],
 ]
+/** Where the hoster chose chrony, it stays: the two exclude each other. */
+const CLOCK = `clock=systemd-timesyncd
+[ "$(dpkg-query -W -f '\${db:Status-Status}' chrony 2> /dev/null)" != installed ] || clock=`
 const ZONE = 'Europe/Budapest'
 const LOG = '/var/log/kgc-bootstrap.log'
 /** apt's own timers begin just after a new server's first boot, and take minutes. */
@@ -19,19 +22,22 @@ const IN_CONTAINER = 'systemd-detect-virt -q --container'
 export const packages = (names: string[]): Step => ({
   title: 'Packages',
   check: `
-for name in ${names.join(' ')}; do
+${CLOCK}
+for name in ${names.join(' ')} $clock; do
   [ "$(dpkg-query -W -f '\${db:Status-Status}' $name 2> /dev/null)" = installed ] || echo "$name is not installed"
 done
 [ -z "$(dpkg --audit)" ] || echo 'an installation was cut off'`,
   async apply(host) {
     await host.write(
-      // What it prints goes to a file: apt-get would die in the middle when nobody reads it any more.
+      // What it prints goes to a file: apt-get would die in the middle when nobody reads it any more. It removes nothing: what
+      // excludes these packages is somebody's choice.
       script(`
 {
+  ${CLOCK}
   export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
   patiently() { for try in $(seq 60); do "$@" && return; sleep 5; done; return 1; }
   apt() { apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -o Dpkg::Options::=--force-confold "$@"; }
-  patiently dpkg --configure -a && apt -f install && patiently apt update && apt install --no-install-recommends ${names.join(' ')}
+  patiently dpkg --configure -a && apt -f install && patiently apt update && apt install --no-remove --no-install-recommends ${names.join(' ')} $clock
 } >> ${LOG} 2>&1 && exit
 tail -n 20 ${LOG} >&2
 exit 1`),

@@ -81,7 +81,7 @@ test('on a blank server, --check names everything and a dry run shows every comm
   isDone(dryRun)
   assert.match(
     dryRun.stdout,
-    /apt install --no-install-recommends .*docker\.io (docker-cli docker-compose|docker-compose-v2)/,
+    /apt install --no-remove --no-install-recommends .*docker\.io (docker-cli docker-compose|docker-compose-v2)/,
   )
   assert.match(dryRun.stdout, /kgc-sshd try 20/)
   assert.is(await fingerprint(), before)
