@@ -110,7 +110,9 @@ touch recovery.signal`)
 /** Starts the second cluster; nothing but what is run in its container reaches it. */
 export const startSide = (volume: string): Command => withVolume(volume, compose(sh`up -d --no-deps postgres-restore`))
 
-export const stopSide = sh`docker stop -t 120 ${SIDE} > /dev/null && docker rm ${SIDE} > /dev/null`
+export const stopSide = script(
+  `! docker inspect ${SIDE} > /dev/null 2>&1 || { docker stop -t 120 ${SIDE} && docker rm ${SIDE}; } > /dev/null`,
+)
 
 /** Removes what a restore left that never served. */
 export const removeLeftovers = (volumes: string[]): Command =>

@@ -42,21 +42,16 @@ const SWAP_SECONDS = 1200
  */
 export async function restoreToTime(run: PitrRun, when: When): Promise<void> {
   await besideLive(run, `restore to ${describe(when)}`, async (host, found) => {
-    const { log, dryRun } = run
-    if (found.live === 'ours') await log.step('The log up to now into S3', () => flushLog(host))
-    const backup = chooseBackup(parseBackups(found.info), when)
-    assertRoom(backup, found)
-    log.say(`  ${describe(when)}: from the ${backup.type} backup of ${local(backup.stop)}, ${gigabytes(backup.bytes)}.`)
-    const volume = newVolume(new Date())
-    await log.step('Download', () => host.write(download(volume, backup, when), { timeout: LONGEST_SECONDS }))
-    const newest = await replay(run, host, volume)
-    if (newest) log.say(`  Its newest transaction is of ${local(newest)}.`)
-    const differences = dryRun || found.live !== 'ours' ? [] : await compare(run, host)
+    const volume = await bringBack(run, host, found, when)
+    const differences = run.dryRun || found.live !== 'ours' ? undefined : await compare(run, host)
     await replace(run, host, volume, describe(when), differences, found)
   })
 }
 
-/** Lets the cluster serve again that the last restore to a time replaced. */
+/**
+ * Lets the cluster serve again that the last restore to a time replaced. It is on the server: the log in S3 is wanted only to
+ * try it beside what serves, and to give its log a line of its own there.
+ */
 export async function undoRestore(run: PitrRun): Promise<void> {
   await besideLive(run, 'undo of a restore', async (host, found) => {
     const last = found.replacements.at(-1)
@@ -64,9 +59,13 @@ export async function undoRestore(run: PitrRun): Promise<void> {
     if (!found.volumes.includes(last.was))
       throw new Stop(`The cluster that served before ${last.at} is gone: there is no volume ${last.was}.`)
     run.log.say(`  ${last.was}, which served until ${local(new Date(last.at))}.`)
-    await run.log.step('A line of its own', () => host.write(forkOld(last.was), { timeout: 60 }))
-    await replay(run, host, last.was)
-    const differences = run.dryRun || found.live === 'down' ? [] : await compare(run, host)
+    const obstacle = notReady(found)
+    if (obstacle) run.log.warn(`${obstacle.message} It is not tried beside what serves.`)
+    else {
+      await run.log.step('A line of its own', () => host.write(forkOld(last.was), { timeout: 60 }))
+      await replay(run, host, last.was)
+    }
+    const differences = obstacle || run.dryRun || found.live === 'down' ? undefined : await compare(run, host)
     await replace(run, host, last.was, `undo of ${last.target}`, differences, found)
   })
 }
@@ -77,16 +76,27 @@ export async function restoreBesideOnly(run: PitrRun, when: When): Promise<void>
     run,
     `look at ${describe(when)}`,
     async (host, found) => {
-      if (found.live === 'ours') await run.log.step('The log up to now into S3', () => flushLog(host))
-      const backup = chooseBackup(parseBackups(found.info), when)
-      assertRoom(backup, found)
-      const volume = newVolume(new Date())
-      await run.log.step('Download', () => host.write(download(volume, backup, when), { timeout: LONGEST_SECONDS }))
-      await replay(run, host, volume)
+      await bringBack(run, host, found, when)
       run.log.result(`The cluster as of ${describe(when)} runs in ${SIDE}. The next run with --time removes it.`)
     },
     'keep',
   )
+}
+
+/** Starts the second cluster as of a moment. @returns its volume */
+async function bringBack(run: PitrRun, host: Host, found: Found, when: When): Promise<string> {
+  const { log } = run
+  const obstacle = notReady(found)
+  if (obstacle) throw obstacle
+  if (found.live === 'ours') await log.step('The log up to now into S3', () => flushLog(host))
+  const backup = chooseBackup(parseBackups(found.info), when)
+  assertRoom(backup, found)
+  log.say(`  ${describe(when)}: from the ${backup.type} backup of ${local(backup.stop)}, ${gigabytes(backup.bytes)}.`)
+  const volume = newVolume(new Date())
+  await log.step('Download', () => host.write(download(volume, backup, when), { timeout: LONGEST_SECONDS }))
+  const newest = await replay(run, host, volume)
+  if (newest) log.say(`  Its newest transaction is of ${local(newest)}.`)
+  return volume
 }
 
 /** What every run has around it: the lock, what a dead run left, and the second cluster taken away when it did not come to serve. */
@@ -104,7 +114,6 @@ async function besideLive(
         'If you still want it, run it again.',
       ])
     }
-    assertReady(found)
     await host.write(removeLeftovers(found.leftovers))
     try {
       await work(host, found)
@@ -117,17 +126,19 @@ async function besideLive(
   })
 }
 
-function assertReady({ on, keeper, info }: Found): void {
+/** Why the log in S3 cannot be had; undefined when it can. */
+function notReady({ on, keeper, info }: Found): Stop | undefined {
   if (!on)
-    throw new Stop("Point in time recovery is off: PITR=on is not in the server's .env.", [
+    return new Stop("Point in time recovery is off: PITR=on is not in the server's .env.", [
       'The nightly backups can be restored: npx tsx scripts/restore.ts --all --before WHEN',
     ])
   if (!keeper || !info)
-    throw new Stop(`kgc-pitr-1 ${keeper ? 'does not reach S3' : 'does not run'}, so nothing was begun.`, [
+    return new Stop(`kgc-pitr-1 ${keeper ? 'does not reach S3' : 'does not run'}.`, [
       keeper
         ? 'docker logs --tail 20 kgc-pitr-1'
         : 'Deploy the serving release: it starts everything that does not run.',
     ])
+  return undefined
 }
 
 function assertRoom({ bytes }: Backup, { freeBytes }: Found): void {
@@ -155,13 +166,18 @@ async function replace(
   host: Host,
   volume: string,
   target: string,
-  differences: string[],
+  differences: string[] | undefined,
   found: Found,
 ): Promise<void> {
-  for (const line of differences) log.result(line)
+  for (const line of differences ?? []) log.result(line)
+  const compared = !differences
+    ? 'It was not compared with what serves.'
+    : differences.length === 0
+      ? 'No table has another number of rows.'
+      : `${differences.length} differences are listed above.`
   if (!dryRun)
     await approve(
-      `The cluster of ${host.name} is replaced (${target}). ${differences.length === 0 ? 'No table has another number of rows.' : `${differences.length} differences are listed above.`} What was written after that moment is not in it; ${found.volume} keeps it.`,
+      `The cluster of ${host.name} is replaced (${target}). ${compared} What was written after that moment is not in it; ${found.volume} keeps it.`,
     )
   await log.step('Stop the second cluster', () => host.write(stopSide, { timeout: 150 }))
   const said = await log.step(

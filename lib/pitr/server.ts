@@ -122,11 +122,12 @@ const BACKUP_SECONDS = 1800
 
 /**
  * Waits for the first backup of the line of the log that serves. Until it is there, the way from S3 leads to the end of
- * the line before: a server lost in these minutes would come back as it was before the restore.
+ * the line before: a server lost in these minutes would come back as it was before the restore. None is made with PITR off.
  */
 export const waitForBackup = (host: Host): Promise<string> =>
   host.read(
     script(`
+grep -qx PITR=on ${ROOT}/.env || exit 0
 until due=$(docker exec -u postgres ${PITR} /opt/pitr/keep.sh due 2> /dev/null) && [ -z "$due" ]; do sleep 2; done`),
     { timeout: BACKUP_SECONDS },
   )

@@ -61,7 +61,9 @@ fi
 note "$(serving) serves"
 # All at once: one after another they take seconds each.
 for app in $(value app); do docker start "$app" > /dev/null & done
-(${startKeeper}) || echo '${PITR} did not start'
+if grep -qx PITR=on .env; then
+  (${startKeeper}) || echo '${PITR} did not start'
+fi
 wait
 if [ -n "$(value app)" ]; then
   for try in $(seq ${START_SECONDS}); do

@@ -11,8 +11,10 @@ import {
   parseBackups,
   restoreArguments,
 } from '../../lib/pitr/cluster.ts'
+import { type PitrRun, undoRestore } from '../../lib/pitr/restore.ts'
 import { parseFound } from '../../lib/pitr/server.ts'
 import { swapTo } from '../../lib/pitr/swap.ts'
+import type { Command } from '../../lib/shell.ts'
 import { parseWhen } from '../../lib/when.ts'
 import { PROJECT_DIR } from '../rehearsal/names.ts'
 
@@ -115,6 +117,48 @@ test('a swap writes the copy of the secrets for nobody else to read, and never h
   assert.match(shell, /kgc_postgres-data-20261123T130000/)
   assert.ok(shell.indexOf('umask 077') < shell.indexOf('.env.next'))
   assert.not.match(shell, /docker volume rm/)
+})
+
+/** A dry run of an undo. @returns what it would run, and what it says */
+async function undone(...survey: string[]) {
+  const record = JSON.stringify({
+    at: '2026-11-23T12:00:00Z',
+    volume: 'kgc_postgres-data-2',
+    was: 'kgc_postgres-data',
+    target: 't',
+  })
+  const found = [...survey, 'volume=kgc_postgres-data-2', 'exists=kgc_postgres-data', `record=${record}`, 'system=7']
+  const commands: string[] = []
+  const said: string[] = []
+  const say = (text: string) => said.push(text)
+  const write = async ({ shell }: Command) => {
+    commands.push(shell)
+    return ''
+  }
+  await undoRestore({
+    server: {
+      name: 'server',
+      read: async () => found.join('\n'),
+      write,
+      probe: async () => ({ code: 0, stdout: '', stderr: '' }),
+    },
+    log: { step: (_: string, work: () => unknown) => work(), say, warn: say, result: say },
+    ...{ actor: { who: 'w', from: 'f' }, dryRun: true, wait: 0 },
+  } as unknown as PitrRun)
+  return { commands: commands.join('\n'), said: said.join('\n') }
+}
+
+test('the old cluster is on the server, and serves again also when the log in S3 cannot be had', async () => {
+  const swap = swapTo('kgc_postgres-data', 'undo of t').shell
+  for (const survey of [[], ['pitr=on'], ['pitr=on', 'keeper=true']]) {
+    const { commands, said } = await undone(...survey)
+    assert.ok(commands.includes(swap))
+    assert.not.match(commands, /--no-deps postgres-restore|recovery\.signal/)
+    assert.match(said, /It is not tried beside what serves/)
+  }
+  const { commands } = await undone('pitr=on', 'keeper=true', 'info=[{"db":[{"system-id":7}]}]')
+  assert.match(commands, /recovery\.signal[\s\S]* up -d --no-deps postgres-restore/)
+  assert.ok(commands.includes(swap))
 })
 
 test('switched off, nothing of it is there; switched on, S3 and the key are asked for', () => {
