@@ -5,9 +5,20 @@ import * as assert from 'uvu/assert'
 import { openStore } from '../../../lib/backup/object-store.ts'
 import { compose } from '../../../lib/compose.ts'
 import { ROOT } from '../../../lib/layout.ts'
+import { PUT_BACK, swapTo } from '../../../lib/pitr/swap.ts'
 import { script, sh } from '../../../lib/shell.ts'
 import { startBackup } from '../backup.ts'
-import { inContainer, rehearsal, runScript, said, servedVersion, serverRead, startScript } from '../harness.ts'
+import { docker } from '../engine.ts'
+import {
+  inContainer,
+  rehearsal,
+  runScript,
+  said,
+  servedVersion,
+  serverRead,
+  startScript,
+  onServer as withHost,
+} from '../harness.ts'
 import { SERVER } from '../names.ts'
 import { s3Settings } from '../s3.ts'
 import { until } from '../server.ts'
@@ -227,6 +238,72 @@ test('undone, what was replaced serves again', async () => {
   assert.match(status.stdout, new RegExp(`^${restored} .*the whole cluster until it was replaced`, 'm'))
   assert.is(await sql("SELECT to_regclass('invoices') IS NULL"), 't')
   assert.is.not(await serving(), restored)
+  await backedUp()
+})
+
+withSoak('undone also while kgc-pitr-1 is down, as the old cluster is on the server', async () => {
+  const before = await serving()
+  await onServer('docker stop kgc-pitr-1 > /dev/null')
+  const run = await restore('--undo')
+  assert.is(run.code, 0, said(run))
+  assert.match(run.stderr, /kgc-pitr-1 does not run.*not tried beside what serves/)
+  assert.is.not(await serving(), before)
+  await backedUp()
+  const back = await restore('--undo')
+  assert.is(back.code, 0, said(back))
+  assert.is(await serving(), before)
+  await backedUp()
+})
+
+const NO_CLUSTERS = {
+  'that cannot be mounted': ['kgc_postgres-data-no/name', 'true'],
+  ...(soak
+    ? {
+        'that does not start': [
+          'kgc_postgres-data-20200101T000000',
+          `docker volume create --label com.docker.compose.project=kgc --label com.docker.compose.volume=postgres-data kgc_postgres-data-20200101T000000 > /dev/null
+docker run --rm --network none -v kgc_postgres-data-20200101T000000:/data --entrypoint sh "$(docker inspect -f '{{.Image}}' kgc-postgres-1)" -c 'echo 99 > /data/PG_VERSION; chown -R postgres: /data'`,
+        ],
+      }
+    : {}),
+}
+
+for (const [what, [volume = '', make = '']] of Object.entries(NO_CLUSTERS))
+  test(`a cluster ${what} does not come to serve: the one before serves again, and the site is open`, async () => {
+    await onServer(make)
+    const state = () =>
+      onServer(
+        'sed -n s/^POSTGRES_VOLUME=//p .env; cat state/pitr.jsonl; ls state/pitr.swap state/nginx/maintenance 2> /dev/null || true',
+      )
+    const [before, rows] = [await state(), await sql('SELECT count(*) FROM work')]
+    const { code, stdout } = await withHost((host) => host.probe(swapTo(volume, 'a test'), { timeout: 900 }), 'deploy')
+    assert.is(code, PUT_BACK, stdout)
+    assert.match(stdout, /The new cluster did not start/)
+    assert.is(await state(), before)
+    assert.is(await sql('SELECT count(*) FROM work'), rows)
+    await until(async () => (await runScript('smoke-test')).code === 0, 'the site to be whole', 120)
+    await onServer(`docker volume rm ${volume} > /dev/null 2>&1 || true`)
+    await backedUp()
+  })
+
+const isSwapping = async () => (await onServer('test -e state/pitr.swap && echo yes || true')) === 'yes'
+
+withSoak('the server dies in the swap: the same command completes it', async () => {
+  const rows = await sql('SELECT count(*) FROM work')
+  const before = await serving()
+  const run = startScript('restore', ['--time', 'newest', ...CONFIRM])
+  await until(isSwapping, 'the swap', 240)
+  await docker(sh`restart -t 0 ${SERVER.container}`, 120)
+  assert.is.not((await run.ended).code, 0)
+  await until(() => isSwapping().catch(() => false), 'the server', 120)
+
+  const next = await restore('--time', 'newest', '--wait', '120')
+  assert.is(next.code, 1, said(next))
+  assert.match(next.stderr, /A restore that was cut off is complete now: \S+ serves/)
+  assert.is.not(await serving(), before)
+  assert.is(await sql('SELECT count(*) FROM work'), rows)
+  assert.is(await onServer('ls state/pitr.swap state/nginx/maintenance 2> /dev/null || true'), '')
+  await until(async () => (await runScript('smoke-test')).code === 0, 'the site to be whole', 120)
   await backedUp()
 })
 
