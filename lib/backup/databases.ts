@@ -19,15 +19,26 @@ const SESSION = {
   keepAliveInitialDelayMillis: 60_000,
   connectionTimeoutMillis: 10_000,
   statement_timeout: 0,
+  // A migration holds its tables for longer than a count may wait with everything queued behind it.
+  lock_timeout: 60_000,
   idle_in_transaction_session_timeout: 0,
 }
 
-/** @throws Stop when the database does not answer within 10 s, or refuses. PGHOST, PGUSER and PGPASSWORD say where and who. */
-export async function connectTo(database: string, server: { host?: string; user?: string } = {}): Promise<Client> {
+/**
+ * PGHOST, PGUSER and PGPASSWORD say where and who.
+ * @param signal ends the connection, and with it what it waits for
+ * @throws Stop when the database does not answer within 10 s, or refuses
+ */
+export async function connectTo(
+  database: string,
+  { signal, ...server }: { host?: string; user?: string; signal?: AbortSignal } = {},
+): Promise<Client> {
+  signal?.throwIfAborted()
   const { default: pg } = await import('pg')
   const client = new pg.Client({ ...SESSION, ...server, database })
   // A connection that breaks shows at the next query; without a listener it would end the process.
   client.on('error', () => {})
+  signal?.addEventListener('abort', () => void client.end().catch(() => {}), { once: true })
   try {
     await client.connect()
   } catch (error) {
@@ -43,11 +54,11 @@ export async function connectTo(database: string, server: { host?: string; user?
  * Takes the snapshots of all databases together: within milliseconds (0.3 to 3 measured), but not at one instant, which
  * only a copy of the whole cluster has.
  */
-export async function takeSnapshots(names: readonly string[]): Promise<Snapshot[]> {
+export async function takeSnapshots(names: readonly string[], signal: AbortSignal): Promise<Snapshot[]> {
   const clients: Client[] = []
   try {
     for (const name of names) {
-      const client = await connectTo(name)
+      const client = await connectTo(name, { signal })
       clients.push(client)
       await client.query('BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY')
     }

@@ -61,7 +61,7 @@ export async function restoreTest(run: BackupRun, manifest: Manifest): Promise<s
       await text(createDatabase(database), on(`Creating ${name}`))
       const reader = sh`pg_restore --exit-on-error --host=${SCRATCH} --username=postgres --dbname=${name}`
       await readBack(run, database, reader, on(`Restoring ${name}`))
-      await compareRows(database)
+      await compareRows(database, signal)
       await text(sh`dropdb --host=${SCRATCH} --username=postgres ${name}`, on(`Dropping ${name}`))
     }
     return manifest.databases.map(({ name }) => name)
@@ -71,8 +71,8 @@ export async function restoreTest(run: BackupRun, manifest: Manifest): Promise<s
   }
 }
 
-async function compareRows({ name, rows }: DatabaseBackup): Promise<void> {
-  const client = await connectTo(name, { host: SCRATCH, user: 'postgres' })
+async function compareRows({ name, rows }: DatabaseBackup, signal: AbortSignal): Promise<void> {
+  const client = await connectTo(name, { host: SCRATCH, user: 'postgres', signal })
   const found = await countRows(client).finally(() => client.end())
   const wrong = [...new Set([...Object.keys(rows), ...Object.keys(found)])].filter(
     (table) => rows[table] !== found[table],

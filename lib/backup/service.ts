@@ -96,7 +96,7 @@ export async function backUp(service: Service, found: Found, run: BackupRun): Pr
     stored && (await attempt(`Read back: ${title}`, () => read(stored)))
 
   const dumps: DatabaseBackup[] = []
-  const snapshots = await log.step('Snapshots', () => takeSnapshots(DATABASES))
+  const snapshots = await log.step('Snapshots', () => takeSnapshots(DATABASES, signal))
   try {
     // The largest first: what is left to its end is then the least.
     for (const snapshot of snapshots.sort((a, b) => b.about.size - a.about.size)) {
