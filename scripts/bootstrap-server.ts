@@ -1,6 +1,6 @@
 import { connectAdmin, connectFirst } from '../lib/admin.ts'
 import { sshd, user } from '../lib/bootstrap/access.ts'
-import { dockerRepository, dockerRuns, dockerSettings, planDocker } from '../lib/bootstrap/docker.ts'
+import { dockerRepository, dockerRuns, dockerSettings, isDecided, planDocker } from '../lib/bootstrap/docker.ts'
 import { assertFit, type Facts, limitsFor, readCandidates, readFacts } from '../lib/bootstrap/facts.ts'
 import { assertFirewallFits, firewall, rangesFor } from '../lib/bootstrap/firewall.ts'
 import { environment, redisUsers } from '../lib/bootstrap/secrets.ts'
@@ -106,11 +106,7 @@ await runbook(
 
     async function planSteps(found: Facts): Promise<Step[]> {
       const admin = config.access.SSH_ADMIN_USER
-      const installed = { engine: found.engine, compose: found.compose }
-      const docker = planDocker(
-        installed,
-        found.engine && found.compose ? {} : await readCandidates(server, DOCKER_PACKAGES),
-      )
+      const docker = planDocker(found, isDecided(found) ? {} : await readCandidates(server, DOCKER_PACKAGES))
       if (docker.from !== 'present')
         log.say(
           `  Docker comes from ${docker.from === 'docker' ? 'its own repository' : 'the distribution'}: ${docker.why}`,

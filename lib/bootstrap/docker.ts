@@ -18,30 +18,39 @@ function isAtLeast(version: string | undefined, [major, minor]: readonly [number
   return Number(first) > major || (Number(first) === major && Number(second) >= minor)
 }
 
+/** `own` when the engine is a package of Docker's own repository. */
+export type InstalledDocker = { engine?: string; compose?: string; own?: boolean }
+
+const has = ({ engine, compose }: { engine?: string | undefined; compose?: string | undefined }) =>
+  isAtLeast(engine, LEAST.engine) && isAtLeast(compose, LEAST.compose)
+
+/** Whether what is installed decides, whatever apt would install. */
+export const isDecided = (installed: InstalledDocker) => has(installed) || installed.own === true
+
 /**
  * Decides where Docker comes from.
  * @param installed versions of what is there already, if anything
- * @param candidates the versions that apt would install, by package
- * @throws Stop when an older Docker is in the way
+ * @param candidates the versions that apt would install, by package; they may be missing when `isDecided`
+ * @throws Stop when the Docker that is installed is in the way
  */
-export function planDocker(
-  installed: { engine?: string; compose?: string },
-  candidates: Record<string, string>,
-): DockerPlan {
-  const has = (engine?: string, compose?: string) =>
-    isAtLeast(engine, LEAST.engine) && isAtLeast(compose, LEAST.compose)
-  if (has(installed.engine, installed.compose))
-    return { from: 'present', packages: [], why: `${installed.engine} is installed` }
+export function planDocker(installed: InstalledDocker, candidates: Record<string, string>): DockerPlan {
+  if (has(installed)) return { from: 'present', packages: [], why: `${installed.engine} is installed` }
   if (installed.engine && !isAtLeast(installed.engine, LEAST.engine))
     throw new Stop(
       `Docker ${installed.engine} is installed; the stack needs ${LEAST.engine[0]} or later. Nothing was touched.`,
       ['Remove it on the server (`apt-get remove docker.io docker-ce`; its volumes stay), then run this again.'],
     )
+  const noCompose = `${installed.engine} is installed without Compose ${LEAST.compose.join('.')} or later`
+  if (installed.engine && installed.own) return { from: 'docker', packages: FROM_DOCKER, why: noCompose }
   const compose = ['docker-compose-v2', 'docker-compose'].find((name) => isAtLeast(candidates[name], LEAST.compose))
-  if (compose && has(candidates['docker.io'], candidates[compose])) {
+  if (compose && has({ engine: candidates['docker.io'], compose: candidates[compose] })) {
     const packages = ['docker.io', 'docker-cli', compose].filter((name) => candidates[name])
     return { from: 'distribution', packages, why: `the distribution has ${candidates['docker.io']}` }
   }
+  if (installed.engine)
+    throw new Stop(`Docker ${noCompose}, and the distribution has none. Nothing was touched.`, [
+      'Remove it on the server (`apt-get remove docker.io`; its volumes stay), then run this again.',
+    ])
   const offered = candidates['docker.io'] ? `only ${candidates['docker.io']}` : 'no Docker'
   return { from: 'docker', packages: FROM_DOCKER, why: `the distribution has ${offered}` }
 }

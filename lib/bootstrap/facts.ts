@@ -21,6 +21,8 @@ export type Facts = {
   known: boolean
   engine: string
   compose: string
+  /** The engine is a package of Docker's own repository. */
+  own: boolean
   daemonJson: string
   obstacles: string[]
 }
@@ -46,6 +48,8 @@ one login "\${SUDO_USER:-$(id -un)}"
 if command -v docker > /dev/null; then
   one engine "$(docker version -f '{{.Server.Version}}' 2> /dev/null || dockerd --version 2> /dev/null | sed -n 's/.*version \\([^,]*\\),.*/\\1/p')"
   one compose "$(docker compose version --short 2> /dev/null)"
+  # Also one whose installation was cut off.
+  if dpkg-query -W -f '\${db:Status-Status}\\n' docker-ce 2> /dev/null | grep -qvx -e not-installed -e config-files; then one own yes; fi
   docker ps --format '{{.Names}} {{.Label "com.docker.compose.project"}}' 2> /dev/null | grep -v ' kgc$' |
     sed 's/ .*//; s/^/obstacle=a container that is not of this stack runs: /'
   case $(readlink -f "$(command -v docker)") in /snap/*) one obstacle 'Docker is a snap, whose files are elsewhere: snap remove docker' ;; esac
@@ -79,6 +83,7 @@ export function parseFacts(output: string): Facts {
     known: one('known') === 'yes',
     engine: one('engine'),
     compose: one('compose'),
+    own: one('own') === 'yes',
     daemonJson: all('daemon')
       .map((line) => `${line}\n`)
       .join(''),

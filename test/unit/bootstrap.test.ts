@@ -5,7 +5,7 @@ import { parse } from 'dotenv'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { effectiveSettings, sshdSettings } from '../../lib/bootstrap/access.ts'
-import { daemonJson, planDocker } from '../../lib/bootstrap/docker.ts'
+import { daemonJson, isDecided, planDocker } from '../../lib/bootstrap/docker.ts'
 import { assertFit, type Facts, limitsFor, parseFacts } from '../../lib/bootstrap/facts.ts'
 import { environment, envLine } from '../../lib/bootstrap/secrets.ts'
 import { applyStep, parseStates, type Step, surveyCommand, surveySteps } from '../../lib/bootstrap/step.ts'
@@ -67,6 +67,21 @@ test('leaves a Docker that is new enough, and refuses to put one beside an older
   assert.throws(
     () => planDocker({ engine: '20.10.24', compose: '' }, {}),
     /20\.10\.24 is installed; the stack needs 25/,
+  )
+})
+
+test('brings the Compose that an engine lacks from where the engine is from', () => {
+  const own = { engine: '28.3.3', compose: 'v2.5.0', own: true }
+  assert.ok(isDecided(own) && !isDecided({ engine: '28.3.3', compose: '' }))
+  const { from, packages, why } = planDocker(own, {})
+  assert.equal([from, why], ['docker', '28.3.3 is installed without Compose 2.21 or later'])
+  assert.ok(packages.includes('docker-compose-plugin'))
+  const debian = { 'docker.io': '26.1.5', 'docker-cli': '26.1.5', 'docker-compose': '2.26.1-4' }
+  assert.is(planDocker({ engine: '26.1.5', compose: '' }, debian).from, 'distribution')
+  const old = { 'docker.io': '26.1.5', 'docker-compose': '1.29.2-3' }
+  assert.throws(
+    () => planDocker({ engine: '26.1.5', compose: '' }, old),
+    /the distribution has none. Nothing was touched/,
   )
 })
 
