@@ -199,7 +199,7 @@ test('a dry run prints what would be lost and every command, and changes nothing
   const before = await untouched()
   const run = await restore(['--db', 'kgc', '--dry-run'])
   assert.is(run.code, 0, said(run))
-  assert.match(run.stdout, /kgc goes back \d+ min, to 2026[\s\S]*pg_restore -e -j[\s\S]*RENAME TO/)
+  assert.match(run.stdout, /kgc goes back \d+ min, to \d{4}-[\s\S]*pg_restore -e -j[\s\S]*RENAME TO/)
   assert.equal(await untouched(), before)
 })
 
@@ -209,7 +209,7 @@ test('asks for the name, and takes no other', async () => {
   failsWith(
     run,
     2,
-    /kgc goes back \d+ min, to 2026.* rows that were added \(.*public\.work 1\b[\s\S]*Give --confirm kgc/,
+    /kgc goes back \d+ min, to \d{4}-.* rows that were added \(.*public\.work 1\b[\s\S]*Give --confirm kgc/,
   )
   assert.match(run.stderr, new RegExp(`On ${SERVER.address.replaceAll('.', '\\.')}, from the backup ${good.run}`))
   failsWith(await restore(['--db', 'kgc', '--confirm', 'yes']), 2, /--confirm yes is not kgc/)
@@ -400,7 +400,7 @@ test('--keep-side leaves a copy to take one table from, and what serves alone', 
   assert.match(await sql('SELECT id FROM work', 'kgc'), /^in the backup$/m)
 })
 
-test('a backup that runs is waited for', async () => {
+test('while a backup runs, a restore is refused before anything is touched', async () => {
   const holder = await serverRead(
     script('flock -F -n /opt/kgc/state/backup/lock sleep 60 > /dev/null 2>&1 < /dev/null & echo $!'),
   )
