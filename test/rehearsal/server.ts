@@ -9,6 +9,8 @@ import { ipv6 } from './ipv6.ts'
 import {
   IMAGES,
   inState,
+  MACHINE,
+  MACHINE_PACKAGES,
   NETWORKS,
   PACKAGES,
   PREFIX,
@@ -40,7 +42,9 @@ export const OWNER = `--label=kgc.rehearsal.checkout=${PROJECT_DIR}`
  */
 export async function claimNames(): Promise<void> {
   const format = '{{.State.Running}} {{index .Config.Labels "kgc.rehearsal.checkout"}}'
-  for (const container of [SERVER, REGISTRY, SINK, PACKAGES, S3].map(({ container }) => container)) {
+  for (const container of [SERVER, REGISTRY, SINK, PACKAGES, S3, MACHINE, MACHINE_PACKAGES].map(
+    ({ container }) => container,
+  )) {
     const { code, stdout } = await local.probe(sh`docker container inspect -f ${format} ${container}`)
     const [isRunning = '', owner = ''] = stdout.trim().split(' ')
     if (code !== 0 || owner === PROJECT_DIR) continue
