@@ -8,6 +8,7 @@ import { MANIFEST, type Manifest, parseManifest, runKey } from '../../../lib/bac
 import { type ObjectStore, openStore } from '../../../lib/backup/object-store.ts'
 import { loadConfig } from '../../../lib/config.ts'
 import { EXCHANGE } from '../../../lib/layout.ts'
+import { partsOf } from '../../../lib/rebuild/plan.ts'
 import { download } from '../../../lib/restore/fetch.ts'
 import { psql } from '../../../lib/restore/server.ts'
 import { COUNT_ROWS } from '../../../lib/restore/sql.ts'
@@ -241,28 +242,38 @@ test('refuses, before anything is touched, what cannot work', async () => {
   assert.equal(await untouched(), before)
 })
 
-const PLACES = SOAK ? 100 : 20
+/** Random places at which a bit of each object is flipped. */
+const PLACES = { kgc: SOAK ? 100 : 20, others: SOAK ? 100 : 5 }
 
-test(`notices every single bit flipped at ${PLACES} random places of what is stored, as it comes in`, async () => {
-  const [kgc] = good.databases.filter(({ name }) => name === 'kgc')
-  assert.ok(kgc)
-  const bytes = await bytesOf(kgc.key)
+test('notices every single bit flipped in what is stored, databases, roles, secrets, queue and Grafana, as it comes in', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'kgc-flips-'))
-  const comesIn = (content: Buffer, name: string) => {
-    async function* get() {
-      yield content
-    }
-    return download({ get }, kgc, join(folder, name)).then(
-      () => 'taken',
-      (error: Error) => error.message,
-    )
-  }
   try {
-    assert.is(await comesIn(bytes, 'whole'), 'taken')
-    for (let i = 0; i < PLACES; i++) {
-      const where = Math.floor(Math.random() * bytes.length)
-      assert.match(await comesIn(flip(bytes, where, i % 8), `${i}`), /its content is not what was stored/)
-      flip(bytes, where, i % 8)
+    const { secrets } = good
+    assert.ok(secrets)
+    const objects = [...partsOf(good), { ...secrets, name: 'secrets' }]
+    assert.equal(
+      ['roles', 'kgc', 'queue', 'grafana'].filter((name) => !objects.some((one) => one.name === name)),
+      [],
+    )
+    for (const object of objects) {
+      const { name } = object
+      const bytes = await bytesOf(object.key)
+      const comesIn = (file: string) => {
+        async function* get() {
+          yield bytes
+        }
+        return download({ get }, object, join(folder, `${name}-${file}`)).then(
+          () => 'taken',
+          (error: Error) => error.message,
+        )
+      }
+      assert.is(await comesIn('whole'), 'taken', name)
+      for (let i = 0; i < (name === 'kgc' ? PLACES.kgc : PLACES.others); i++) {
+        const where = Math.floor(Math.random() * bytes.length)
+        flip(bytes, where, i % 8)
+        assert.match(await comesIn(`${i}`), /its content is not what was stored/, `${name}, byte ${where}`)
+        flip(bytes, where, i % 8)
+      }
     }
   } finally {
     rmSync(folder, { recursive: true })
