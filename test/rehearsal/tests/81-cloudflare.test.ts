@@ -28,6 +28,10 @@ const ADDED = ['192.88.99.0/24', '3ffe:5432::/32']
 /** A machine of Cloudflare's that has an address in each, beside the server. */
 const POP: Side = { name: 'pop', device: 'kgc-pop', address: '192.88.99.7', address6: '3ffe:5432::7' }
 const DOORS = [`${SERVER.address} 443`, '2001:db8::c000:201 443']
+/** Everything else that is asked for, and whether Cloudflare gets it. A port on which nobody listens would answer `refused`. */
+const REST = ['22', '80', '3000', '3001', '5432', '6379', '9090', '2375', '40000'].flatMap((port) =>
+  DOORS.map((door) => [door.replace('443', port), port === '80' ? 'open' : 'filtered'] as const),
+)
 
 let api: Awaited<ReturnType<typeof cloudflareApi>>
 const onConsole = (text: string) => local.read(inServer(script(text)), { timeout: 120 })
@@ -59,7 +63,7 @@ const statusFromPop = (args: string[] = []) =>
 test.before(async () => {
   await rehearsal()
   api = await cloudflareApi()
-  await Promise.all([startSide(POP), listen(['v6 443'])])
+  await Promise.all([startSide(POP), listen(['v6 80', 'v6 443'])])
   await onConsole('rm -f /var/lib/kgc/cloudflare-*')
   await clearSink()
 })
@@ -98,7 +102,8 @@ test('what Cloudflare adds is open at once, over IPv4 and IPv6, believed by ngin
   const run = await refresh()
   assert.is(run.code, 0, run.stderr)
   assert.equal(await probeFromSide(POP, DOORS), Object.fromEntries(DOORS.map((door) => [door, 'open'])))
-  assert.equal(await probeFromSide(POP, [`${SERVER.address} 22`]), { [`${SERVER.address} 22`]: 'filtered' })
+  const rest = REST.map(([target]) => target)
+  assert.equal(await probeFromSide(POP, rest), Object.fromEntries(REST))
   for (const range of ADDED) {
     assert.match(await list(), range)
     assert.match(await onConsole('cat /opt/kgc/state/nginx/cloudflare.conf'), `set_real_ip_from ${range};`)
