@@ -7,7 +7,7 @@ import { proveRestore } from '../lib/backup/prove.ts'
 import { prune } from '../lib/backup/prune.ts'
 import { backUpThere, LONGEST_BACKUP_SECONDS, progressLine } from '../lib/backup/remote.ts'
 import { backUp, newRun, preflight, type Service } from '../lib/backup/service.ts'
-import { isDue, isRestoreTestDue, parts, readState, sizesOf, writeState } from '../lib/backup/state.ts'
+import { isDue, isRestoreTestDue, parts, readState, shrunkParts, sizesOf, writeState } from '../lib/backup/state.ts'
 import { sweep } from '../lib/backup/sweep.ts'
 import { DRY_RUN_FLAG, ENV_FLAG, runbook } from '../lib/cli.ts'
 import { loadConfig, sshTarget } from '../lib/config.ts'
@@ -19,8 +19,6 @@ import { connect } from '../lib/ssh.ts'
 
 /** Set in the image of the backup-service: the program runs where the data is. */
 const inService = process.env.BACKUP_SERVICE === 'yes'
-/** Of the last good backup; one that shrank so much may be complete and wrong. */
-const SHRUNK = 0.7
 
 await runbook(
   {
@@ -115,7 +113,7 @@ async function run(
     const ours = readState().begun ?? []
     writeState({ ...readState(), begun: [...ours, backup.id] })
     const left = await log.step('Sweep', () => sweep(service, ours), 'whole')
-    const manifest = await backUp(service, found, backup)
+    const manifest = await backUp(service, found, backup, ours.length > 0)
     const problems = manifest.failed.map(({ part, error }) => `${part}: ${error}`)
     const before = readState()
     const shrunk = shrunkParts(before.sizes, sizesOf(manifest))
@@ -139,10 +137,6 @@ async function run(
   } finally {
     await unlock()
   }
-}
-
-function shrunkParts(before: Record<string, { raw: number }>, now: Record<string, { raw: number }>): string[] {
-  return Object.entries(now).flatMap(([name, { raw }]) => (raw < (before[name]?.raw ?? 0) * SHRUNK ? [name] : []))
 }
 
 async function list(log: Log, env: string | undefined): Promise<ExitCode> {

@@ -74,9 +74,10 @@ export async function newRun(
 /**
  * Makes one backup: everything into the object store, all of it read back, the manifest last. A part that fails is named in
  * the manifest, and the other parts are kept.
+ * @param diedHere a run of this server ended otherwise than well, and may have left locks
  * @throws Stop when there is nothing worth a manifest
  */
-export async function backUp(service: Service, found: Found, run: BackupRun): Promise<Manifest> {
+export async function backUp(service: Service, found: Found, run: BackupRun, diedHere: boolean): Promise<Manifest> {
   const { log, store, signal, started } = service
   const { server, clockOffsetSeconds, tools } = found
   const failed: Manifest['failed'] = []
@@ -113,7 +114,7 @@ export async function backUp(service: Service, found: Found, run: BackupRun): Pr
   const grafana = await attempt('Grafana', () => part.backUpGrafana(run))
   const secrets = await attempt('secrets', () => part.backUpSecrets(run))
   const on = { settings: store.settings, signal }
-  const files = await attempt('files', () => backUpFiles(on, run.id, hostname()))
+  const files = await attempt('files', () => backUpFiles(on, run.id, hostname(), diedHere))
 
   const reading = performance.now()
   const databases: DatabaseBackup[] = []

@@ -10,7 +10,8 @@ export type BackupState = {
   /** When one was last restored as a test. */
   lastRestored?: string
   lastRun?: { at: string; ok: boolean; seconds: number; reason?: string }
-  sizes: Record<string, { raw: number; stored: number }>
+  /** Of volumes it is not known what they take in the store. */
+  sizes: Record<string, { raw: number; stored?: number }>
   pruneDenied?: boolean
   /** Runs of this server since the last that ended well: what they left is nobody else's. */
   begun?: string[]
@@ -44,8 +45,19 @@ function put(file: string, content: string, mode: number): void {
   renameSync(`${file}.next`, file)
 }
 
-export const sizesOf = (manifest: Manifest): BackupState['sizes'] =>
-  Object.fromEntries(parts(manifest).map(([name, { rawBytes: raw, storedBytes: stored }]) => [name, { raw, stored }]))
+export const sizesOf = (manifest: Manifest): BackupState['sizes'] => ({
+  ...Object.fromEntries(
+    parts(manifest).map(([name, { rawBytes: raw, storedBytes: stored }]) => [name, { raw, stored }]),
+  ),
+  ...Object.fromEntries(Object.entries(manifest.files?.each ?? {}).map(([name, raw]) => [name, { raw }])),
+})
+
+/** Of the last good backup; one that shrank so much may be complete and wrong. */
+const SHRUNK = 0.7
+
+/** What is much smaller than before: a database, or the files of a volume. */
+export const shrunkParts = (before: BackupState['sizes'], now: BackupState['sizes']): string[] =>
+  Object.entries(now).flatMap(([name, { raw }]) => (raw < (before[name]?.raw ?? 0) * SHRUNK ? [name] : []))
 
 /** Every object of a backup, by its short name. */
 export function parts({ databases, globals, redis, grafana, secrets }: Manifest): [string, Stored][] {
@@ -71,7 +83,9 @@ export function metrics({ lastGood, lastRestored, lastRun, sizes, pruneDenied }:
   const daily = (value: number | undefined): [string, number][] =>
     value === undefined ? [] : [['{kind="daily"}', value]]
   const each = (kind: 'raw' | 'stored') =>
-    Object.entries(sizes).map(([part, size]): [string, number] => [`{part="${part}"}`, size[kind]])
+    Object.entries(sizes).flatMap(([part, { [kind]: size }]): [string, number][] =>
+      size === undefined ? [] : [[`{part="${part}"}`, size]],
+    )
   return `${[
     gauge(
       'last_success_timestamp_seconds',

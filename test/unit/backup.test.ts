@@ -1,6 +1,7 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { catalogTable, catalogToRestore, readCatalog } from '../../lib/backup/catalog.ts'
+import { orphansAmong, subsetOf } from '../../lib/backup/files.ts'
 import { type Manifest, manifestText, newRunId, parseManifest } from '../../lib/backup/manifest.ts'
 import { partSizeFor } from '../../lib/backup/object-store.ts'
 import { Denied, explainS3 } from '../../lib/backup/object-store-errors.ts'
@@ -8,8 +9,9 @@ import { dumpCommand, dumpOf, expectedSizes } from '../../lib/backup/parts.ts'
 import { output, text } from '../../lib/backup/pipeline.ts'
 import { describeProgress, trackProgress } from '../../lib/backup/progress.ts'
 import { parseProgress, progressLine } from '../../lib/backup/remote.ts'
+import { lockOfOther } from '../../lib/backup/restic.ts'
 import { type KnownRun, minimumCharge, runsToRemove } from '../../lib/backup/retention.ts'
-import { isDue, isRestoreTestDue, lastDueTime, metrics } from '../../lib/backup/state.ts'
+import { isDue, isRestoreTestDue, lastDueTime, metrics, shrunkParts, sizesOf } from '../../lib/backup/state.ts'
 import { isDead } from '../../lib/backup/sweep.ts'
 import { hiddenAmong, removeAll, type Version } from '../../lib/backup/versions.ts'
 import { validate } from '../../lib/config.ts'
@@ -154,6 +156,7 @@ const STORED = {
   ...{ key: 'kgc/runs/1/kgc', rawBytes: 1, rawSha256: 'a'.repeat(64), storedBytes: 1, storedSha256: 'b'.repeat(64) },
   ...{ parts: 1, partSize: 1, seconds: 1.5 },
 }
+const FILES = { repository: 'kgc/restic', snapshot: 'ab12cd34', paths: ['/data/uploads'], files: 1, bytes: 1 }
 const MANIFEST: Manifest = {
   ...{ schema: 1, run: '1', host: 'kgc', started: NOW.toISOString(), ended: NOW.toISOString(), complete: true },
   ...{ failed: [], commit: '', tools: {}, server: { versionNum: 150018, systemIdentifier: '7' } },
@@ -181,7 +184,7 @@ const MANIFEST: Manifest = {
       ...{ localeProvider: 'libc', icuLocale: null, collationVersion: null, connectionLimit: -1 },
     },
   ],
-  files: { repository: 'kgc/restic', snapshot: 'ab12cd34', paths: ['/data/uploads'], files: 1, bytes: 1 },
+  files: FILES,
   verified: { read: true, at: NOW.toISOString(), seconds: 1 },
 }
 
@@ -208,9 +211,9 @@ test('what a manifest names can neither leave a folder nor become a command', ()
   for (const changes of [
     { run: '../1' },
     { databases: [{ ...kgc, name: '../../.ssh/authorized_keys' }] },
-    { files: { ...MANIFEST.files, repository: 'kgc/restic";curl x' } },
-    { files: { ...MANIFEST.files, repository: '../other' } },
-    { files: { ...MANIFEST.files, snapshot: 'latest; cat /data/server/.env' } },
+    { files: { ...FILES, repository: 'kgc/restic";curl x' } },
+    { files: { ...FILES, repository: '../other' } },
+    { files: { ...FILES, snapshot: 'latest; cat /data/server/.env' } },
   ])
     assert.throws(() => parseManifest(JSON.stringify({ ...MANIFEST, ...changes })), /damaged/)
 })
@@ -275,6 +278,45 @@ test('nothing goes while the newest failed its restore test, and one that failed
   const failure = { error: 'x' }
   assert.equal(gone([{ ...night(0), failure }, ...nights(1, 50)]), [])
   assert.equal(gone([...nights(0, 6), { ...night(60), failure }]), ['night-60'])
+})
+
+test('each night reads another thirtieth of the files, and after thirty nights all', () => {
+  const read = Array.from({ length: 30 }, (_, night) => subsetOf(new Date(NOW.getTime() + night * DAY)))
+  assert.is(new Set(read).size, 30)
+  for (const subset of read) assert.match(subset, /^([1-9]|[12]\d|30)\/30$/)
+})
+
+test('a lock of restic is somebody’s, unless it is old, or a run of this server died', () => {
+  const lock = (minutes: number, hostname: string) => ({
+    ...{ hostname, pid: 7, time: new Date(NOW.getTime() - minutes * 60_000).toISOString() },
+  })
+  const blocks = (minutes: number, hostname: string, died: boolean) =>
+    lockOfOther([lock(99, 'kgc'), lock(minutes, hostname)], 'kgc', died, NOW) !== undefined
+  assert.is(blocks(29, 'other', true), true)
+  assert.is(blocks(31, 'other', false), false)
+  assert.is(blocks(29, 'kgc', false), true)
+  assert.is(blocks(29, 'kgc', true), false)
+})
+
+test('the files of a run that is gone are forgotten, later, a few at once; nobody else’s are', () => {
+  const snapshot = (id: string, daysOld: number, ...tags: string[]) => ({
+    ...{ id, tags, time: new Date(NOW.getTime() - daysOld * DAY).toISOString() },
+  })
+  const known = [snapshot('there', 9, 'run=1'), snapshot('young', 1, 'run=2'), snapshot('by hand', 9, 'mine')]
+  const gone = [3, 4, 5, 6].map((run) => snapshot(`gone-${run}`, 9, `run=${run}`))
+  assert.equal(orphansAmong([...known, { id: 'bare', time: NOW.toISOString() }, ...gone], ['1'], NOW), [
+    ...['gone-3', 'gone-4', 'gone-5'],
+  ])
+})
+
+test('a volume that was emptied shows, also beside a large one', () => {
+  const files = (each: Record<string, number>) => sizesOf({ ...MANIFEST, files: { ...FILES, each } })
+  const before = files({ uploads: 1000, 'chatwoot-files': 1_000_000 })
+  assert.equal(shrunkParts(before, files({ uploads: 0, 'chatwoot-files': 1_000_000 })), ['uploads'])
+  assert.equal(shrunkParts(before, files({ uploads: 900, 'chatwoot-files': 1_000_000 })), [])
+  assert.equal(shrunkParts(before, sizesOf(MANIFEST)), [])
+  assert.match(metrics({ sizes: before }), /raw_bytes\{part="uploads"\} 1000/)
+  assert.not.match(metrics({ sizes: before }), /stored_bytes\{part="uploads"/)
 })
 
 test('a backup that failed its restore test is not made again every hour', () => {
