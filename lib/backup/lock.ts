@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process'
 import { chmodSync, closeSync, existsSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { EXIT, Stop } from '../errors.ts'
-import { HELD_BY_ANOTHER, REBUILD } from '../layout.ts'
+import { EXCHANGE, HELD_BY_ANOTHER, REBUILD } from '../layout.ts'
 import { connectTo } from './databases.ts'
 
 /** On the server, this is state/backup in /opt/kgc; restore and migrations take the same lock there. */
@@ -16,15 +16,17 @@ const ADVISORY_KEY = 0x6b6763
 /**
  * Takes the lock of all backups: a file's, held by a process that ends with this one, and one in the database, held by a session.
  * @returns a function that gives both back
- * @throws Stop (exit 3) when another run holds either
+ * @throws Stop (exit 3) when another run holds either; Stop when a restore is half done
  */
 export async function takeBackupLock(run: string): Promise<() => Promise<void>> {
   // It would be one of half a server, and the newest.
   if (existsSync(`${SERVER_FOLDER}/${REBUILD}`))
     throw heldBy('the rebuild of this server from a backup, which `npx tsx scripts/restore.ts --to-blank` completes')
-  // Whoever deploys takes it for a migration; cron's runs have a umask that would shut that user out.
-  closeSync(openSync(LOCK, 'a'))
-  chmodSync(LOCK, 0o644)
+  // Whoever deploys takes it for a migration, and reads who holds it; cron's runs have a umask that would shut that user out.
+  for (const file of [LOCK, HOLDER]) {
+    closeSync(openSync(file, 'a'))
+    chmodSync(file, 0o644)
+  }
   const holder = spawn('flock', ['-n', '-E', String(HELD_BY_ANOTHER), LOCK, 'sh', '-c', 'echo held; cat'], {
     stdio: ['pipe', 'pipe', 'inherit'],
   })
@@ -36,6 +38,14 @@ export async function takeBackupLock(run: string): Promise<() => Promise<void>> 
   const release = async () => {
     holder.stdin.end()
     await ended
+  }
+  if (existsSync(`${SERVER_FOLDER}/${EXCHANGE}`)) {
+    await release()
+    // Exit 1, which is told: one that was cut off waits for somebody to complete it.
+    throw new Stop(
+      'A restore is exchanging data, or was cut off while it did: a backup would be of one half and the other.',
+      ['The next restore or undo completes one that was cut off: npx tsx scripts/restore.ts --status'],
+    )
   }
   const session = await connectTo('postgres').catch(async (error) => {
     await release()
@@ -63,7 +73,7 @@ const heldBy = (who: string) =>
 
 function readHolder(): string {
   try {
-    return readFileSync(HOLDER, 'utf8').trim()
+    return readFileSync(HOLDER, 'utf8').trim() || 'one that has just begun'
   } catch {
     return 'one that has just begun'
   }
