@@ -45,10 +45,11 @@ export async function s3Client(settings: ObjectStoreSettings) {
     (next, { commandName }) =>
       async (args) => {
         const answer = await next(args)
-        const { headers, body } = answer.response as { headers?: Record<string, string>; body?: IncomingMessage }
+        const { headers, body, statusCode } = answer.response as Partial<Answer>
         lastDate = headers?.date ?? lastDate
         // Objects are streams, whose reader may be slow; who reads them has a limit of its own.
-        if (body && commandName !== 'GetObjectCommand') endWithin(timeout, body)
+        const isObject = commandName === 'GetObjectCommand' && (statusCode ?? 0) < 300
+        if (body && !isObject) endInSilence(timeout, body)
         return answer
       },
     { step: 'deserialize', name: 'kgcAnswer', priority: 'low' },
@@ -56,12 +57,22 @@ export async function s3Client(settings: ObjectStoreSettings) {
   return { s3, client, lastDate: () => lastDate }
 }
 
-/** The SDK's time limit ends with the headers: a listing that stops in the middle would be waited for for ever (measured). */
-function endWithin(timeout: number, body: IncomingMessage): void {
+type Answer = { headers: Record<string, string>; body: IncomingMessage; statusCode: number }
+
+/**
+ * The SDK's time limit ends with the headers: a listing that stops in the middle would be waited for for ever (measured).
+ * One that comes slowly is waited for.
+ */
+function endInSilence(timeout: number, body: IncomingMessage): void {
   const silence = Object.assign(new Error(`the answer stopped in the middle for ${timeout / 1000} s`), {
     name: 'TimeoutError',
   })
-  const timer = setTimeout(() => !body.complete && body.destroy(silence), timeout)
+  let before = body.socket?.bytesRead
+  const timer = setInterval(() => {
+    const now = body.socket?.bytesRead
+    if (now === before && !body.complete) body.destroy(silence)
+    before = now
+  }, timeout)
   timer.unref()
-  body.once('close', () => clearTimeout(timer))
+  body.once('close', () => clearInterval(timer))
 }
