@@ -8,6 +8,7 @@ import { exchange } from './exchange.ts'
 import { withDownloads } from './fetch.ts'
 import { openEncrypted } from './identity.ts'
 import { ago, pickRun } from './plan.ts'
+import { withWorkshop } from './server.ts'
 import { locked, type Session } from './session.ts'
 import { exchangeSingle, makeSingle, type SingleName, singlesOf, undoSingle } from './single.ts'
 
@@ -17,7 +18,7 @@ const LOST: Record<SingleName, string> = {
 }
 
 /**
- * Restores the job queue or Grafana from a backup: made and proved beside what serves, then exchanged.
+ * Restores the job queue or Grafana from a backup: made and proved beside what serves, then exchanged while no backup runs.
  * @throws Stop that says what serves now
  */
 export async function restorePart(
@@ -41,7 +42,7 @@ export async function restorePart(
     await withDownloads(log, store, [part], ({ [name]: file = '' }) =>
       locked(session, `restore of ${name}`, async (host) => {
         await log.step(`Make ${name} beside`, async () => makeSingle(host, name, await openEncrypted(file, identities)))
-        const away = await exchange(host, log, config.front, dryRun, exchangeSingle(name))
+        const away = await withWorkshop(host, () => exchange(host, log, config.front, dryRun, exchangeSingle(name)))
         if (!dryRun)
           log.result(`✅ ${name} on ${host.name} is that of ${manifest.run}. It was away for ${away.toFixed(1)} s.`)
       }),
@@ -61,7 +62,7 @@ export async function undoPart(session: Session, name: SingleName): Promise<void
   await confirmName(question, name, dryRun ? name : confirmed)
   await locked(session, `undo of a restore of ${name}`, async (host) => {
     assertAsAsked([back.forward], [(await undoSingle(host, name))?.forward ?? ''])
-    return exchange(host, log, config.front, dryRun, back)
+    return withWorkshop(host, () => exchange(host, log, config.front, dryRun, back))
   })
   if (!dryRun) log.result(`✅ ${name} on ${server.name} is what it was before the restore.`)
 }

@@ -90,7 +90,8 @@ ${psql(dropUnserved(findBeside(names).filter(({ kind }) => kind === 'restore')))
 
 /**
  * Runs the work with a container that has the client's tools and may act as the superuser. It lives no longer than the
- * connection of this run: its first process waits for the end of its input, and holds the lock of all backups meanwhile.
+ * connection of this run: its first process waits for the end of its input, and holds the lock of all backups meanwhile. Some
+ * want it for that alone.
  * @throws Stop (exit 3) when a backup is running
  */
 export async function withWorkshop<T>(host: Host, work: () => Promise<T>): Promise<T> {
