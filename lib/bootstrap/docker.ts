@@ -92,7 +92,8 @@ const SETTINGS = {
   // A proxy on the host would answer over IPv6 past the rules for containers, and hide who asks.
   'userland-proxy': false,
   'no-new-privileges': true,
-  // Of IPv6 Docker has nothing to do here: ports are published on 0.0.0.0, and without the proxy nothing else listens.
+  // Of IPv6 Docker has nothing to do here: ports are published on 0.0.0.0, and without the proxy nothing else listens. Before 27
+  // `ip6tables` would take its experimental features.
   icc: false,
   'log-driver': 'json-file',
   'log-opts': { 'max-size': '10m', 'max-file': '5' },
