@@ -9,8 +9,8 @@ import { type Command, script, sh } from './shell.ts'
 
 export type Holder = Actor & { since: string; action: string }
 
-/** A run longer than this loses its lock: the server's own bound on a connection that hangs half open. */
-const LONGEST_RUN_SECONDS = 2 * 3600
+/** A run longer than this loses its lock: the server's own bound on a connection that hangs half open. Files may take 4 h. */
+const LONGEST_RUN_SECONDS = 8 * 3600
 /** A write that a dead run left behind is given this long to end. */
 const LEFTOVER_SECONDS = 120
 const LEFTOVER_WORKS = 76
