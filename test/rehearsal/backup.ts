@@ -1,4 +1,4 @@
-import { spawnSync } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { Decrypter } from 'age-encryption'
 import { readCatalog } from '../../lib/backup/catalog.ts'
@@ -10,7 +10,7 @@ import type { BackupState } from '../../lib/backup/state.ts'
 import { BACKUP_FOLDER, BACKUP_SERVICE, type POSTGRES, ROOT } from '../../lib/layout.ts'
 import { quote, script, sh } from '../../lib/shell.ts'
 import { local } from './engine.ts'
-import { onServer } from './harness.ts'
+import { ENV_FILE, onServer } from './harness.ts'
 import { PROJECT_DIR, S3 } from './names.ts'
 import { AGE_IDENTITY, s3Settings } from './s3.ts'
 
@@ -18,6 +18,22 @@ import { AGE_IDENTITY, s3Settings } from './s3.ts'
 export function startBackup(flags: string[] = [], env: Record<string, string> = {}) {
   const settings = Object.entries(env).flatMap(([name, value]) => ['-e', `${name}=${value}`])
   return onServer((host) => host.probe(sh`docker exec ${settings} ${BACKUP_SERVICE} backup ${flags}`, { timeout: 300 }))
+}
+
+/** A backup as a person starts it at a terminal, where the running step is one live line. */
+export function startOnTerminal() {
+  const command = [process.execPath, '--import', 'tsx', 'scripts/backup.ts', '--env', ENV_FILE].join(' ')
+  const child = spawn('script', ['-qec', command, '/dev/null'], {
+    cwd: PROJECT_DIR,
+    env: { ...process.env, TERM: 'xterm', CI: '', GITHUB_ACTIONS: '' },
+    timeout: 180_000,
+  })
+  const seen = { text: '' }
+  child.stdout.on('data', (chunk) => {
+    seen.text += chunk
+  })
+  const ended = new Promise<number | null>((resolve) => child.on('close', resolve))
+  return { seen, ended }
 }
 
 export const store = () => openStore(s3Settings())
@@ -50,6 +66,15 @@ export async function forgeRun(from: Manifest, started: Date, changes: Partial<M
   await open.putText(runKey('kgc', run, MANIFEST), JSON.stringify(manifest))
   open.close()
   return run
+}
+
+/** What a thief of the key can do to a backup that a lock protects: another text over the manifest, or a mark that it was removed. */
+export async function hideManifest(run: string, how: 'overwrite' | 'remove'): Promise<void> {
+  const { client, s3 } = await s3Client(s3Settings())
+  const object = { Bucket: S3.bucket, Key: runKey('kgc', run, MANIFEST) }
+  if (how === 'remove') await client.send(new s3.DeleteObjectCommand(object))
+  else await client.send(new s3.PutObjectCommand({ ...object, Body: '{}' }))
+  client.destroy()
 }
 
 /** Every version and every mark of a removal that is left of a run; `lift` removes what a lock holds. */

@@ -13,7 +13,7 @@ import { lockOfOther } from '../../lib/backup/restic.ts'
 import { type KnownRun, minimumCharge, runsToRemove } from '../../lib/backup/retention.ts'
 import { isDue, isRestoreTestDue, lastDueTime, metrics, shrunkParts, sizesOf } from '../../lib/backup/state.ts'
 import { isDead } from '../../lib/backup/sweep.ts'
-import { hiddenAmong, removeAll, type Version } from '../../lib/backup/versions.ts'
+import { abortUploads, hiddenAmong, removeAll, type Version } from '../../lib/backup/versions.ts'
 import { validate } from '../../lib/config.ts'
 import { script, sh } from '../../lib/shell.ts'
 
@@ -444,6 +444,30 @@ test('a removal names the version, also of an object older than versions, and en
   assert.is(await removeAll(bucketOf('null', false).bucket, 'runs/1/', ''), false)
   const stopped = await removeAll(bucketOf('1', true).bucket, '', '', AbortSignal.abort()).catch((error) => error.name)
   assert.is(stopped, 'AbortError')
+})
+
+test('uploads that were left open are aborted on every page, but those of who may still work', async () => {
+  const pages = [
+    { Uploads: [{ Key: 'kgc/runs/1/a' }, { Key: 'kgc/pitr/x' }], IsTruncated: true, NextKeyMarker: '2' },
+    { Uploads: [{ Key: 'kgc/restic/y' }], IsTruncated: false },
+  ]
+  class ListMultipartUploadsCommand {
+    constructor(readonly input: { KeyMarker?: string }) {}
+  }
+  class AbortMultipartUploadCommand {
+    constructor(readonly input: { Key: string }) {}
+  }
+  const aborted: string[] = []
+  const send = async (command: object) => {
+    if (command instanceof ListMultipartUploadsCommand) return pages[command.input.KeyMarker === '2' ? 1 : 0]
+    return aborted.push((command as AbortMultipartUploadCommand).input.Key)
+  }
+  const bucket = { client: { send }, s3: { ListMultipartUploadsCommand, AbortMultipartUploadCommand }, Bucket: 'b' }
+  const count = await abortUploads(bucket as unknown as Parameters<typeof abortUploads>[0], 'kgc/', (key) =>
+    /runs|restic/.test(key),
+  )
+  assert.is(count, 2)
+  assert.equal(aborted, ['kgc/runs/1/a', 'kgc/restic/y'])
 })
 
 test('a manifest that was overwritten or marked as removed is known by its first version', () => {
