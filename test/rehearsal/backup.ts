@@ -7,7 +7,7 @@ import { openStore } from '../../lib/backup/object-store.ts'
 import { resticRepository } from '../../lib/backup/restic.ts'
 import { s3Client } from '../../lib/backup/s3-client.ts'
 import type { BackupState } from '../../lib/backup/state.ts'
-import { BACKUP_FOLDER, BACKUP_SERVICE, type POSTGRES, ROOT } from '../../lib/layout.ts'
+import { BACKUP_FOLDER, BACKUP_SERVICE, POSTGRES, ROOT } from '../../lib/layout.ts'
 import { quote, script, sh } from '../../lib/shell.ts'
 import { local } from './engine.ts'
 import { ENV_FILE, onServer } from './harness.ts'
@@ -184,3 +184,31 @@ export const grafana = (text: string) =>
       ),
     ),
   )
+
+/** Transactions at a constant rate, their slowest hundredth in milliseconds, and how many failed. */
+export type Load = { transactions: number; p99: number; failed: number }
+const LOAD_DATABASE = 'figures_load'
+const RATE = 50
+
+/** The load that pgbench makes in so many seconds, well below what the server can, in a database of its own. */
+export async function loadOf(seconds: number): Promise<Load> {
+  const prefix = `/tmp/load-${Date.now()}`
+  const shown = await onServer((host) =>
+    host.read(
+      sh`docker exec -u postgres ${POSTGRES} bash -ec ${`
+if ! psql -XqAt -d postgres -c "SELECT FROM pg_database WHERE datname = '${LOAD_DATABASE}'" | grep -q ^; then
+  createdb ${LOAD_DATABASE} && pgbench -i -q -s 5 ${LOAD_DATABASE} > /dev/null 2>&1
+fi
+pgbench -n -c 4 -R ${RATE} -T ${seconds} -l --log-prefix=${prefix} ${LOAD_DATABASE} 2> /dev/null | awk '/^number of failed transactions/ { print $5 }'
+cut -d ' ' -f 3 ${prefix}.* | sort -n | awk '{ took[NR] = $1 } END { print NR, took[int(NR * 0.99)] }'
+rm -f ${prefix}.*`}`,
+      { timeout: seconds + 120 },
+    ),
+  )
+  const [failed = Number.NaN, transactions = Number.NaN, micros = Number.NaN] = shown.trim().split(/\s+/).map(Number)
+  return { failed, transactions, p99: micros / 1000 }
+}
+
+export const describeLoad = ({ transactions, p99, failed }: Load) =>
+  `p99 ${p99.toFixed(1)} ms of ${transactions} transactions, ${failed} failed`
+export const removeLoad = () => sql('postgres', `DROP DATABASE IF EXISTS ${LOAD_DATABASE} WITH (FORCE)`)

@@ -1,6 +1,6 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { MANIFEST, parseManifest, runKey } from '../../../lib/backup/manifest.ts'
+import { MANIFEST, parseManifest, proofSchema, runKey, VERIFIED } from '../../../lib/backup/manifest.ts'
 import { output } from '../../../lib/backup/pipeline.ts'
 import { BACKUP_SERVICE } from '../../../lib/layout.ts'
 import { createLog, seconds } from '../../../lib/log.ts'
@@ -9,7 +9,7 @@ import { openEncrypted, readIdentities } from '../../../lib/restore/identity.ts'
 import { fill, psql, spool, withWorkshop } from '../../../lib/restore/server.ts'
 import { createBeside } from '../../../lib/restore/sql.ts'
 import { type Command, sh } from '../../../lib/shell.ts'
-import { store } from '../backup.ts'
+import { describeLoad, loadOf, removeLoad, store } from '../backup.ts'
 import { onServer, rehearsal, runScript, said, serverRead } from '../harness.ts'
 import { LARGE } from '../restore-data.ts'
 import { AGE_IDENTITY, s3Settings } from '../s3.ts'
@@ -52,6 +52,7 @@ async function peakOf(bytes: number): Promise<number> {
 }
 
 test.before(() => rehearsal())
+if (SOAK) test.after(removeLoad)
 
 test('a stream eight times as long takes no more memory', async () => {
   const small = await peakOf(SMALL)
@@ -66,6 +67,7 @@ const inBackupService = (command: Command, timeout = 1800) =>
   onServer((host) => host.read(sh`docker exec ${BACKUP_SERVICE} bash -o pipefail -c ${command.shell}`, { timeout }))
 const sql = (text: string) => onServer((host) => host.read(psql(text, 'kgc'), { timeout: 1800 }))
 const DROP = 'DROP TABLE IF EXISTS large_rows, large_documents, large_bytes'
+const LOAD_SECONDS = 30
 const SIDE = 'kgc_restore_20260101t000000'
 
 /** Memory of the backup-service while the work runs, as Docker counts it, in MiB. */
@@ -84,6 +86,17 @@ async function memoryDuring<T>(work: () => Promise<T>): Promise<[T, number]> {
   })
   await watch
   return [result, peak]
+}
+
+/** As an operator restores, from the download to the smoke tests, against pg_restore alone from a file that is there. */
+async function wholeRestore(theirs: Record<string, number>, run: string): Promise<void> {
+  const restored = await runScript('restore', ['--db', 'kgc', '--run', run, '--confirm', 'kgc'])
+  assert.is(restored.code, 0, said(restored))
+  console.log(`${restored.stderr}${restored.stdout}  the whole restore: ${restored.seconds.toFixed(1)} s`)
+  for (const [what, took] of Object.entries(theirs))
+    console.log(`  the whole restore takes ${(restored.seconds / took).toFixed(2)} of the time of ${what}`)
+  const old = /^kgc_old_\w+/m.exec((await runScript('restore', ['--status'])).stdout)?.[0] ?? ''
+  assert.is((await runScript('restore', ['--drop', old, '--confirm', old])).code, 0)
 }
 
 // The work is the same each time, so what happens beside it is the same for all: twice around.
@@ -110,14 +123,20 @@ if (SOAK)
           theirs[what] = took
           console.log(`  ${what} to /dev/null: ${seconds(took)}`)
         }
-        const [[, memory], whole] = await timed(() => memoryDuring(() => inBackupService(sh`backup`)))
+        const quiet = await loadOf(LOAD_SECONDS)
+        const [busy] = await Promise.all([loadOf(LOAD_SECONDS), inBackupService(sh`backup`)])
+        console.log(`  other transactions: ${describeLoad(quiet)}; during a backup ${describeLoad(busy)}`)
+        const [[, memory], whole] = await timed(() => memoryDuring(() => inBackupService(sh`backup --verify`)))
         const runs = (await open.list(`${prefix}/runs/`)).filter(({ key }) => key.endsWith(`/${MANIFEST}`))
         const newest = runs.sort((a, b) => +b.modified - +a.modified)[0]
         const manifest = parseManifest((await open.getText(newest?.key ?? '')) ?? '')
         const kgc = manifest.databases.find(({ name }) => name === 'kgc')
         assert.ok(kgc && newest?.key === runKey(prefix, manifest.run, MANIFEST))
+        const proof = proofSchema.parse(
+          JSON.parse((await open.getText(runKey(prefix, manifest.run, VERIFIED))) ?? '{}'),
+        )
         console.log(
-          `  the pipeline for kgc, encrypted and stored: ${kgc.seconds.toFixed(1)} s, ${Math.round(kgc.storedBytes / 1e6)} MB; reading all back: ${manifest.verified.seconds.toFixed(1)} s; the whole backup: ${seconds(whole)}; memory ${Math.round(memory)} MiB`,
+          `  the pipeline for kgc, encrypted and stored: ${kgc.seconds.toFixed(1)} s, ${Math.round(kgc.storedBytes / 1e6)} MB; reading all back: ${manifest.verified.seconds.toFixed(1)} s; the restore test of all databases: ${seconds(proof.seconds)}; the whole backup without that: ${seconds(whole - proof.seconds)}; memory ${Math.round(memory)} MiB`,
         )
         for (const [what, took] of Object.entries(theirs))
           console.log(`  the pipeline takes ${(kgc.seconds / took).toFixed(2)} of the time of ${what}`)
@@ -137,12 +156,8 @@ if (SOAK)
         )
         const [serial = 0, parallel = 0] = restores
         console.log(`  two workers take ${(parallel / serial).toFixed(2)} of the time of one`)
+        await wholeRestore({ 'pg_restore -j 1': serial, 'pg_restore -j 2': parallel }, manifest.run)
       }
-      const run = await runScript('restore', ['--db', 'kgc', '--confirm', 'kgc'])
-      assert.is(run.code, 0, said(run))
-      console.log(`${run.stderr}${run.stdout}  the whole restore: ${run.seconds.toFixed(1)} s`)
-      const old = /^kgc_old_\w+/m.exec((await runScript('restore', ['--status'])).stdout)?.[0] ?? ''
-      assert.is((await runScript('restore', ['--drop', old, '--confirm', old])).code, 0)
     } finally {
       open.close()
       await sql(DROP)
