@@ -211,4 +211,6 @@ rm -f ${prefix}.*`}`,
 
 export const describeLoad = ({ transactions, p99, failed }: Load) =>
   `p99 ${p99.toFixed(1)} ms of ${transactions} transactions, ${failed} failed`
-export const removeLoad = () => sql('postgres', `DROP DATABASE IF EXISTS ${LOAD_DATABASE} WITH (FORCE)`)
+export async function removeLoad(): Promise<void> {
+  await sql('postgres', `DROP DATABASE IF EXISTS ${LOAD_DATABASE} WITH (FORCE)`)
+}
