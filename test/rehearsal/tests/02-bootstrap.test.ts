@@ -250,7 +250,6 @@ onDebian("on Debian 12, whose Docker is too old, the plan names Docker's own rep
 test('lynis finds it harder than before, and warns of nothing new', async () => {
   const { index, warnings } = await audit
   console.log(`  hardening index ${index}; of the blank server ${SCORE.blank}`)
-  // It only goes up: what is better is written down, so that it stays.
   // The same server is given 72 or 73, as a timer has run or not: an exact figure would fail by chance.
   assert.ok(index >= SCORE.index, `${index} is below what it was in test/rehearsal/scores.json`)
   assert.equal(
