@@ -7,9 +7,9 @@ import { ROOT } from '../lib/layout.ts'
 import { redactor } from '../lib/redact.ts'
 import { changeRelease } from '../lib/release/change.ts'
 import { hasCommit, keepEdits } from '../lib/release/checkout.ts'
-import { bringFiles, startProxy } from '../lib/release/files.ts'
+import { bringFiles, showDrift, startProxy } from '../lib/release/files.ts'
 import { showReleases } from '../lib/release/list.ts'
-import { diffFiles } from '../lib/release/plan.ts'
+import { changedServices, diffFiles, findDrift, mergeDrift } from '../lib/release/plan.ts'
 import { assertRoomToPull } from '../lib/release/preflight.ts'
 import { pullImages } from '../lib/release/registry.ts'
 import { migrationsSince, parseVersion, type Release, releases, rollbackTarget } from '../lib/release/release.ts'
@@ -77,8 +77,15 @@ await runbook(
         return {
           ...{ action: 'rollback', version: target.version, images: target.images, commit },
           details: [`From: ${found.active?.version}`, `By: ${actor.who}`],
+          async lookBack(host) {
+            if (!dryRun) showDrift(log, await findDrift(host), false)
+          },
           async prepare(host) {
-            if (dryRun) log.result(await diffFiles(host, found.commit, commit, ROOT))
+            if (dryRun) {
+              log.result(await diffFiles(host, found.commit, commit, ROOT))
+              const planned = commit === found.commit ? [] : await changedServices(host, commit)
+              showDrift(log, mergeDrift(await findDrift(host), planned), false)
+            }
             await log.step(`Images of ${target.version}`, async () => {
               await assertRoomToPull(server, found, target.images, config.release.MIN_FREE_DISK_GB)
               await server.write(pullImages(target.images, target.version), { timeout: 900 })

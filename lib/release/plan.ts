@@ -76,10 +76,13 @@ export function applyDrift(drift: Drift[], waitSeconds: number): Command[] {
 /**
  * The services whose definition another set of files would change. Both sets are looked at in the same place, a
  * temporary one: the hash of a service covers the absolute paths of its mounts.
- * @param files `compose`, `nginx` and `monitoring` as a tar archive
+ * @param files `compose`, `nginx` and `monitoring` as a tar archive, or a commit that the server has
  */
-export async function changedServices(host: Host, files: Readable): Promise<Drift[]> {
-  const output = await host.read(compareFiles, { input: files, timeout: 60 })
+export async function changedServices(host: Host, files: Readable | string): Promise<Drift[]> {
+  const output =
+    typeof files === 'string'
+      ? await host.read(sh`git -C ${ROOT} archive ${files} compose nginx monitoring | sh -c ${compareFiles.shell}`)
+      : await host.read(compareFiles, { input: files, timeout: 60 })
   const services = output.split('\n').filter((name) => name && isStack(name))
   return services.map((service): Drift => ({ service, why: 'definition' }))
 }

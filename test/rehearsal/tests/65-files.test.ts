@@ -62,6 +62,8 @@ test('come with a deploy, exactly, and nginx reads them at the switch', async ()
       'add_header X-Files new always;\n    add_header X-Release',
     ),
   )
+  const operations = inClone('compose/operations.yaml')
+  writeFileSync(operations, readFileSync(operations, 'utf8').replace('GRAFANA_MEMORY:-512m', 'GRAFANA_MEMORY:-513m'))
   await git('commit', '-qam', 'Test: a header')
   const commit = await git('rev-parse', 'HEAD')
   const planned = await deployFromClone('v1', '--dry-run')
@@ -130,6 +132,9 @@ test('of an older commit can be deployed again', async () => {
 })
 
 test('come back with a rollback to the release that they served; what was changed by hand is kept', async () => {
+  const planned = await runScript('rollback', ['--to', 'v1', '--dry-run'])
+  assert.match(planned.stdout, /\+ +add_header X-Files new always;/)
+  assert.match(planned.stderr, /These services do not run as their files say:\s+grafana: its definition changed/)
   await serverRead(script("runuser -u deploy -- sh -c 'echo by hand >> /opt/kgc/README.md'"))
   const run = await runScript('rollback', ['--to', 'v1'])
   assert.is(run.code, 0, said(run))
