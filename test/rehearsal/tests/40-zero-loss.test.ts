@@ -21,6 +21,8 @@ const test = suite('under load, zero loss')
 
 /** The full count takes about 8 minutes; every merge runs the smaller one. */
 const REPEATS = process.env.SOAK ? { deploys: 20, rollbacks: 20 } : { deploys: 2, rollbacks: 1 }
+/** Requests a second. A busy machine is given room. */
+const LEAST_RATE = process.env.SOAK ? 195 : 150
 const figures: string[] = []
 
 /** Runs something under 200 requests a second and 50 websockets, with some calm before and after. */
@@ -52,7 +54,7 @@ function report(scenario: string, load: LoadReport, seconds: number[]): void {
 
 async function assertNothingLost(load: LoadReport): Promise<void> {
   assert.equal(load.lost, [])
-  assert.ok(load.rate > 150, `only ${load.rate} requests/s were sent`)
+  assert.ok(load.rate > LEAST_RATE, `only ${load.rate} requests/s were sent`)
   const sql = `select id from work where id like '${load.idPrefix}%'`
   const rows = (await inContainer('postgres', sh`psql -U postgres -d kgc -Atc ${sql}`)).stdout
   const stored = new Set(rows.split('\n'))

@@ -20,6 +20,10 @@ const SOAK = process.env.SOAK === '1'
 const REPEATS = SOAK ? 5 : 1
 /** Of v5-slow, as its image says. */
 const WARM_UP_SECONDS = 3
+/** From the command, node's own start included: measured 2.1 to 2.6 s. */
+const BEYOND_WARM_UP_SECONDS = 3
+/** Kamal 2.12 with the same work and warm-up, all done. */
+const KAMAL_SECONDS = 8.2
 /** The bounds hold on a quiet machine; a busy one is given room. */
 const ROOM = SOAK ? 1 : 4
 
@@ -61,7 +65,7 @@ const withSoak = SOAK ? test : () => {}
 let deploys: Took[] = []
 test('a deploy of a release that is healthy at once', async () => {
   deploys = await repeat(async () => timed('deploy', [await other()]))
-  report('deploy', deploys)
+  assert.ok(median(report('deploy', deploys)) < BEYOND_WARM_UP_SECONDS * ROOM)
 })
 
 withSoak(`a deploy of a release that warms up for ${WARM_UP_SECONDS} s`, async () => {
@@ -71,7 +75,8 @@ withSoak(`a deploy of a release that warms up for ${WARM_UP_SECONDS} s`, async (
     return one
   })
   const beyond = report(`deploy with ${WARM_UP_SECONDS} s of warm-up`, took).map((seconds) => seconds - WARM_UP_SECONDS)
-  assert.ok(median(beyond) < 3 * ROOM, `${median(beyond)} s beyond the warm-up`)
+  assert.ok(median(beyond) < BEYOND_WARM_UP_SECONDS, `${median(beyond)} s beyond the warm-up`)
+  assert.ok(median(took.map(({ whole }) => whole)) < KAMAL_SECONDS)
 })
 
 test('the bare commands on the server: pull, and up --force-recreate of the color that does not serve', async () => {
@@ -93,7 +98,7 @@ test('the bare commands on the server: pull, and up --force-recreate of the colo
 
 withSoak('a rollback to a release whose containers are kept: less than 5 s', async () => {
   const took = await repeat(async () => timed('rollback', ['--to', await other()]))
-  assert.ok(median(report('rollback, kept', took)) < 5 * ROOM)
+  assert.ok(Math.max(...report('rollback, kept', took)) < 5)
 })
 
 withSoak('a rollback to a release that has to be pulled again', async () => {
@@ -112,7 +117,7 @@ withSoak('a bad release is switched back, while the one before is still warm: le
     took.push(Number(/Switch back to .* ([\d.]+) s/.exec(run.stderr)?.[1]))
   }
   console.log(`  switched back: ${shown(took)}`)
-  assert.ok(median(took) < ROOM, shown(took))
+  assert.ok(Math.max(...took) < 1, shown(took))
 })
 
 test.run()
