@@ -138,8 +138,11 @@ async function assertNextRunWorks(name: string, to: string): Promise<void> {
 
 const otherVersion = (version: string) => (version === 'v1' ? 'v2' : 'v1')
 
-async function whileLoaded(work: () => Promise<void>): Promise<void> {
-  const load: Load = startLoad(front(), { rate: RATE, websockets: 5 })
+/** Open websockets make every deploy wait for DRAIN_TIMEOUT. */
+const websocketsFor = (step: string) => (process.env.SOAK || ['Drain', 'Idle'].includes(step) ? 5 : 0)
+
+async function whileLoaded(step: string, work: () => Promise<void>): Promise<void> {
+  const load: Load = startLoad(front(), { rate: RATE, websockets: websocketsFor(step) })
   try {
     await work()
   } finally {
@@ -200,7 +203,7 @@ for (const { title, strike } of process.env.SOAK ? faults : faults.slice(0, 1)) 
     test(`${title} in step "${step}" of deploy: no request is lost, and the next deploy just works`, async () => {
       const to = otherVersion(await servedVersion())
       const given = await args(to)
-      await whileLoaded(async () => {
+      await whileLoaded(step, async () => {
         await strikeDuring('deploy', given, step, strike)
         await dockerdAnswers()
         await assertOneWholeRelease()
@@ -214,7 +217,7 @@ for (const { title, some, strike } of faults) {
   for (const name of ['deploy', 'rollback'] as const) {
     for (const step of process.env.SOAK ? STEPS[name] : some[name]) {
       test(`${title} in step "${step}" of ${name}: no request is lost, and the next ${name} just works`, () =>
-        whileLoaded(async () => {
+        whileLoaded(step, async () => {
           await PREPARE[step]?.()
           const to = otherVersion(await servedVersion())
           const crashed = await strikeDuring(name, name === 'deploy' ? [to] : ['--to', to], step, strike)
