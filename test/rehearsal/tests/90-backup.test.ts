@@ -633,7 +633,8 @@ test('what cron starts after an outage: a backup that sweeps up what was killed,
     now.leftovers.map(({ run }) => run),
     [OTHER],
   )
-  assert.match(run.stderr, new RegExp(`${OTHER} has no manifest yet; it is left alone`))
+  const told = await serverRead(sh`sh -c ${`docker logs --tail 100 ${BACKUP_SERVICE} 2>&1`}`)
+  assert.match(told, new RegExp(`${OTHER} has no manifest yet; it is left alone`))
   assert.equal((await readState()).begun, [])
   assert.equal(await openUploads('kgc/runs/'), [])
   assert.equal(await processes(), [])
