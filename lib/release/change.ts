@@ -7,7 +7,7 @@ import type { Host } from '../host.ts'
 import { withLock } from '../lock.ts'
 import { type Log, seconds } from '../log.ts'
 import { notify } from '../slack.ts'
-import { checkoutCommit } from './checkout.ts'
+import { checkoutUnlessThere } from './checkout.ts'
 import { other, releaseName } from './color.ts'
 import { cutOver, isSettled, retire, settle } from './cutover.ts'
 import { describePlan } from './plan.ts'
@@ -70,7 +70,7 @@ export async function changeRelease(
   const holder = { ...actor, action }
   return withLock(server, log, holder, { dryRun, wait }, async (host, sum = known.sum): Promise<ExitCode> => {
     begun = true
-    const found = sum === known.sum ? known : await survey(server)
+    const found = sum === known.sum && isSettled(known) ? known : await survey(server)
     const before = found.active
     const change = await choose(found, host)
     const { version, images, commit } = change
@@ -101,7 +101,7 @@ export async function changeRelease(
       if (filesAreBack) return
       await log.step(
         `Files of ${found.commit.slice(0, 7)} again`,
-        () => host.write(checkoutCommit(found.commit)),
+        () => host.write(checkoutUnlessThere(found.commit)),
         'always',
       )
       filesAreBack = true
@@ -132,7 +132,8 @@ export async function changeRelease(
     const lookingBack = change.lookBack?.(host).catch((error) => log.warn(messageOf(error)))
     const leftover = await cleanUp(run, host, found, { version, images })
     await lookingBack
-    await write({ timings: log.timings }).catch((error) => log.warn(messageOf(error)))
+    // All of it again: the disk may have been full the first time.
+    await write({ ...good, timings: log.timings }).catch((error) => log.warn(messageOf(error)))
     if (dryRun) {
       log.say('Dry run: nothing was changed.')
       return EXIT.done
@@ -144,9 +145,9 @@ export async function changeRelease(
     if (before && before.version !== version)
       log.say(`Back to ${before.version}: npx tsx scripts/rollback.ts --to ${before.version}`)
     return leftover?.code === EXIT.interrupted ? EXIT.interrupted : EXIT.done
-  }).catch((error) => {
+  }).catch(async (error) => {
     if (begun || !(error instanceof Stop)) throw error
-    throw error.withServing(`Nothing was touched. ${describeServing(known)}`)
+    throw error.withServing(`Nothing was touched. ${await whatServes(server)}`)
   })
 }
 

@@ -103,12 +103,21 @@ git checkout -q --force --detach ${commit}
 rm -rf ${NEXT} ${CHECKOUT_PENDING}
 `)
 
+/** For the way back: where nothing was checked out, edits by hand are still there, and stay. */
+export const checkoutUnlessThere = (commit: string): Command =>
+  script(`
+cd ${ROOT}
+if [ -e ${CHECKOUT_PENDING} ] || [ "$(git rev-parse HEAD)" != ${commit} ]; then
+${checkoutCommit(commit).shell}
+fi`)
+
 /** Keeps what somebody changed by hand in the server's checkout, before another commit takes its place. */
 export async function keepEdits(log: Log, host: Host): Promise<void> {
-  await host.write(
-    script(
-      `cd ${ROOT} && edits=$(git stash create) && { [ -z "$edits" ] || git stash store -q -m 'before a rollback' "$edits"; }`,
-    ),
+  const kept = await host.write(
+    script(`
+cd ${ROOT}
+edits=$(git stash create) || exit
+[ -z "$edits" ] || { git stash store -q -m 'before a rollback' "$edits" && echo kept; }`),
   )
-  log.warn(`Files were changed by hand in ${ROOT} on the server. They are kept: git -C ${ROOT} stash show -p`)
+  if (kept) log.warn(`Files were changed by hand in ${ROOT} on the server. They are kept: git -C ${ROOT} stash show -p`)
 }

@@ -11,7 +11,7 @@ import { type Active, type Color, releaseName, renderColorEnv, servicesOf } from
 import { healthGate } from './gate.ts'
 import type { Images } from './release.ts'
 import type { Survey } from './survey.ts'
-import { drainCommand, NotSwitched, switchTo } from './switch.ts'
+import { drainCommand, NotSwitched, nameActive, switchTo } from './switch.ts'
 
 export type CutOver = {
   host: Host
@@ -103,16 +103,20 @@ const stopAgain = (run: CutOver, why: unknown) =>
     .catch((failure) => run.log.warn(messageOf(failure)))
 
 /** Whether the idle color is idle: nginx's file names what its workers serve, and no earlier worker is left. */
-export const isSettled = ({ fileIsAhead, retiring }: Pick<Survey, 'fileIsAhead' | 'retiring'>): boolean =>
-  !fileIsAhead && retiring.length === 0
+export const isSettled = ({ torn, retiring }: Pick<Survey, 'torn' | 'retiring'>): boolean =>
+  !torn && retiring.length === 0
 
 /** Makes the idle color idle, after a run died between rename and reload, or before it had drained. */
 export async function settle(
   host: Host,
-  { active, fileIsAhead }: Pick<Survey, 'active' | 'fileIsAhead'>,
+  { active, torn }: Pick<Survey, 'active' | 'torn'>,
   drainSeconds: number,
 ): Promise<void> {
-  if (fileIsAhead) await switchTo(host, active)
+  if (torn) {
+    // First the file alone: what `switchTo` puts back when nginx does not take it must not be the other release.
+    await host.write(nameActive(active))
+    await switchTo(host, active)
+  }
   await host.write(drainCommand(drainSeconds), { timeout: drainSeconds + 20 })
 }
 

@@ -1,5 +1,5 @@
 import { compose, listServices, stackServices, startMissing } from '../compose.ts'
-import { messageOf, Stop } from '../errors.ts'
+import { isInterruption, messageOf, Stop } from '../errors.ts'
 import type { Host } from '../host.ts'
 import { PROXY, ROOT, SERVICES } from '../layout.ts'
 import type { Log } from '../log.ts'
@@ -78,6 +78,7 @@ export async function startProxy(log: Log, host: Host, found: Survey): Promise<v
   if (found.containers['nginx-proxy'] === 'running') return
   const start = () => host.write(startMissing(['nginx-proxy'], RESTART_SECONDS), { timeout: RESTART_SECONDS + 60 })
   await log.step('Start nginx', start).catch((error) => {
+    if (isInterruption(error)) throw error
     throw new Stop(`nginx does not start.\n${messageOf(error)}`, [`On the server: docker logs --tail 20 ${PROXY}`])
   })
 }

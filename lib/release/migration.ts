@@ -42,7 +42,7 @@ export async function migrate({ host, log, note, command, image }: Migration): P
             EXIT.locked,
           )
         }
-        await note({ migration: command, migrated: false })
+        await note({ migration: command, migrated: false }).catch(() => {})
         throw new BadRelease(`The migration failed, so nothing was switched.\n${messageOf(error)}`, [
           'Read its output above. The old release still serves; whether the database changed halfway is for the migration to say.',
         ])

@@ -10,7 +10,7 @@ import {
   parseReleaseName,
   releaseName,
 } from './color.ts'
-import { parseRecords, type ReleaseRecord } from './release.ts'
+import { goodVersions, parseRecords, type ReleaseRecord } from './release.ts'
 import { askProxy } from './switch.ts'
 
 /** What the server is like before a run touches it. */
@@ -23,10 +23,10 @@ export type Survey = {
   /** Changed or unknown files in the checkout. */
   dirty: string[]
   freeGb: number
-  /** What serves: what nginx's workers say or, when they do not answer, what their file says. */
+  /** What serves: see `believed`. */
   active: Active | undefined
-  /** The file names another release than the workers serve: a run died before the reload. */
-  fileIsAhead: boolean
+  /** nginx's file names another release than its workers serve: a run died between the rename and the reload. */
+  torn: boolean
   /** Without its file nginx cannot start, so nobody could say what serves. */
   activeIsThere: boolean
   /** What nginx's workers say they serve; empty when nginx does not run. */
@@ -80,17 +80,21 @@ echo '@@serving'; cat "$docker/serving"
 export async function survey(host: Host): Promise<Survey> {
   const found = parseSurvey(await host.read(surveyCommand, { timeout: 30 }))
   const wasServing = found.records.some(({ outcome }) => outcome === 'good')
-  if (!found.active && ((found.serving && found.serving !== NOTHING_DEPLOYED) || (wasServing && !found.activeIsThere)))
-    throw damagedActive()
-  return believeWorkers(found)
+  if (!found.activeIsThere && (wasServing || parseReleaseName(found.serving))) throw damagedActive()
+  return believed(found)
 }
 
-/** What the file names, and no worker took yet, was never tested: nobody ever met it. */
-export function believeWorkers(found: Survey): Survey {
-  const { serving } = found
-  const active = parseReleaseName(serving)
-  if (serving === releaseName(found.active) || (!active && serving !== NOTHING_DEPLOYED)) return found
-  return { ...found, active, fileIsAhead: true }
+/**
+ * When file and workers name different releases, the workers are believed: what the file names was never tested, and nobody
+ * ever met it. Unless it served well, and theirs did not: then a run died while it switched back.
+ */
+export function believed(found: Survey): Survey {
+  const { active: named, serving } = found
+  const served = parseReleaseName(serving)
+  if (serving === releaseName(named) || (!served && serving !== NOTHING_DEPLOYED)) return found
+  const good = goodVersions(found.records)
+  const isBack = named && good.includes(named.version) && !(served && good.includes(served.version))
+  return { ...found, active: isBack ? named : served, torn: true }
 }
 
 export function parseSurvey(output: string): Survey {
@@ -108,7 +112,7 @@ export function parseSurvey(output: string): Survey {
     dirty: lines('dirty'),
     freeGb: Math.floor(Number(section('free').trim()) / 1024 ** 2),
     active: parseActive(section('active')),
-    fileIsAhead: false,
+    torn: false,
     activeIsThere: section('active') !== '',
     serving: section('serving').trim().split(' ').slice(0, 2).join(' '),
     retiring: lines('retiring'),

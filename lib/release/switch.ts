@@ -40,7 +40,7 @@ nginx -c ${NGINX_CONF} -s reload || refuse
 end=$(($(date +%s) + ${CONFIRM_SECONDS}))
 right=0
 while [ "$right" -lt 3 ]; do
-  [ "$(date +%s)" -lt "$end" ] || { use before; exit ${UNCONFIRMED}; }
+  [ "$(date +%s)" -lt "$end" ] || exit ${UNCONFIRMED}
   now=" $(workers accepting | tr '\\n' ' ') "
   for p in $old; do case "$now" in *" $p "*) sleep 0.02; right=0; continue 2 ;; esac; done
   case "$(curl -s --max-time 2 http://127.0.0.1:8081/release)" in
@@ -90,19 +90,19 @@ cd ${ROOT}
 [ -e ${RELEASE_CONF} ] || mv ${RELEASE_CONF}.next ${RELEASE_CONF}
 `)
 
-/**
- * Makes the active file name again what the workers serve, after a run died between the rename and the reload: what the
- * file names then was never tested, and nobody ever met it.
- */
-export const followWorkers = (active: Active): Command =>
+/** Makes the active file name a release, and reloads nothing. */
+export const nameActive = (active: Active | undefined): Command =>
   script(`
 cd ${ROOT}
 printf %s ${quote(renderActive(active))} > ${RELEASE_CONF}.next && mv ${RELEASE_CONF}.next ${RELEASE_CONF}`)
 
-/** nginx did not take a switch; what served before still serves. */
+/** nginx was never told to switch; what served before still serves. */
 export class NotSwitched extends Stop {}
 
-/** @throws NotSwitched when nginx refused the file or did not take it */
+/**
+ * @throws NotSwitched when nginx refused the file; Stop when it was not seen to take it: the file before is back, and who
+ * serves is to be made sure of
+ */
 export async function switchTo(host: Host, active: Active | undefined): Promise<void> {
   const target = active ? active.version : 'the maintenance page'
   try {
@@ -115,10 +115,9 @@ export async function switchTo(host: Host, active: Active | undefined): Promise<
         'Mend the file on the server that nginx names, then run this again.',
       ])
     if (code === UNCONFIRMED) {
-      throw new NotSwitched(
-        `nginx did not take the switch to ${target} within ${CONFIRM_SECONDS} s; it was put back.`,
-        [`On the server: docker logs --tail 20 ${PROXY}`],
-      )
+      throw new Stop(`nginx did not take the switch to ${target} within ${CONFIRM_SECONDS} s.`, [
+        `On the server: docker logs --tail 20 ${PROXY}`,
+      ])
     }
     throw error
   }

@@ -16,7 +16,7 @@ import {
 } from '../../lib/release/color.ts'
 import { parseDrift } from '../../lib/release/plan.ts'
 import { serverProblems } from '../../lib/release/preflight.ts'
-import { believeWorkers, parseSurvey } from '../../lib/release/survey.ts'
+import { believed, parseSurvey } from '../../lib/release/survey.ts'
 import { generateSecrets, redisAcl, SECRETS, withoutSecrets } from '../../lib/secrets.ts'
 import { script } from '../../lib/shell.ts'
 import { PROJECT_DIR } from '../rehearsal/names.ts'
@@ -122,19 +122,29 @@ test('a survey of an empty server, and of one that serves', () => {
   assert.is(serverProblems(found, 100).length, 2)
 })
 
-test('a file that names what no worker serves yet, as a run died before the reload, is not believed', () => {
-  const surveyOf = (named: Active | undefined, says: string) =>
-    believeWorkers(parseSurvey(`@@active\n${renderActive(named)}@@serving\n${says}\n`))
+test('of a file and workers that name different releases, the one is believed that was tested', () => {
+  const surveyOf = (named: Active | undefined, says: string, good: string[] = []) =>
+    believed(
+      parseSurvey(
+        `@@active\n${renderActive(named)}@@serving\n${says}\n@@records\n${good.map((version) => JSON.stringify({ id: version, version, images: {}, outcome: 'good' })).join('\n')}\n`,
+      ),
+    )
   const [old, next]: Active[] = [
     { color: 'blue', version: 'v1' },
     { color: 'green', version: 'v2' },
   ]
+  // A run died between the rename and the reload of its switch, and of its switch back.
+  for (const { active, torn } of [surveyOf(next, 'blue v1 31', ['v1']), surveyOf(old, 'green v2 31', ['v1'])]) {
+    assert.equal(active, old)
+    assert.is(torn, true)
+  }
   assert.equal(surveyOf(next, 'blue v1 31').active, old)
-  assert.is(surveyOf(next, 'blue v1 31').fileIsAhead, true)
+  assert.equal(surveyOf(next, 'blue v1 31', ['v1', 'v2']).active, old)
   assert.is(surveyOf(next, 'none none 31').active, undefined)
+  assert.equal(surveyOf(undefined, 'blue v1 31').active, old)
   for (const says of ['green v2 31', '', '<html> 502']) {
     assert.equal(surveyOf(next, says).active, next, says)
-    assert.is(surveyOf(next, says).fileIsAhead, false, says)
+    assert.is(surveyOf(next, says).torn, false, says)
   }
 })
 
