@@ -12,7 +12,7 @@ export type Holder = Actor & { since: string; action: string }
 /** A run longer than this loses its lock: the server's own bound on a connection that hangs half open. Files may take 4 h. */
 const LONGEST_RUN_SECONDS = 8 * 3600
 /** A write that a dead run left behind is given this long to end. */
-const LEFTOVER_SECONDS = 120
+const LEFTOVER_SECONDS = 180
 const LEFTOVER_WORKS = 76
 const LOCKED = 'locked '
 
@@ -76,7 +76,7 @@ export async function acquireLock(
   if (outcome.code === HELD_BY_ANOTHER) throw await explainHolder(host)
   if (outcome.code === LEFTOVER_WORKS) {
     throw new Stop(
-      `A command that an earlier, dead run left behind still works on ${host.name}: a pull, a start or a migration.`,
+      `A command that an earlier, dead run left behind still works on ${host.name}: a start, a migration, or a release that is stopped.`,
       ['Run again with --wait SECONDS, or see it with `ps -ef --forest` on the server.'],
       EXIT.locked,
     )
