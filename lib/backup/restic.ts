@@ -48,10 +48,15 @@ export type ResticLock = { time: string; hostname: string; pid: number }
 
 /** restic renews the lock of a process that lives every five minutes, and takes one of this age for a dead one's. */
 const STALE_MS = 30 * 60_000
+/** Of a lock under our own name: an old server and the one rebuilt from its backup share it, so one that is renewed is not ours. */
+const OWN_STALE_MS = 10 * 60_000
 
 /** @param diedHere a run of this server ended without taking its locks away */
 export const lockOfOther = (locks: ResticLock[], host: string, diedHere: boolean, now: Date): ResticLock | undefined =>
-  locks.find(({ time, hostname }) => now.getTime() - Date.parse(time) < STALE_MS && !(diedHere && hostname === host))
+  locks.find(({ time, hostname }) => {
+    const staleAfter = diedHere && hostname === host ? OWN_STALE_MS : STALE_MS
+    return now.getTime() - Date.parse(time) < staleAfter
+  })
 
 /**
  * Removes the locks that dead processes left (restic's issue 3732). Not by restic's own rule: in a new container it would

@@ -286,7 +286,7 @@ test('each night reads another thirtieth of the files, and after thirty nights a
   for (const subset of read) assert.match(subset, /^([1-9]|[12]\d|30)\/30$/)
 })
 
-test('a lock of restic is somebody’s, unless it is old, or a run of this server died', () => {
+test('a lock of restic is somebody’s, unless it is old, or a run of this server died and it is not renewed', () => {
   const lock = (minutes: number, hostname: string) => ({
     ...{ hostname, pid: 7, time: new Date(NOW.getTime() - minutes * 60_000).toISOString() },
   })
@@ -295,7 +295,8 @@ test('a lock of restic is somebody’s, unless it is old, or a run of this serve
   assert.is(blocks(29, 'other', true), true)
   assert.is(blocks(31, 'other', false), false)
   assert.is(blocks(29, 'kgc', false), true)
-  assert.is(blocks(29, 'kgc', true), false)
+  assert.is(blocks(11, 'kgc', true), false)
+  assert.is(blocks(9, 'kgc', true), true)
 })
 
 test('the files of a run that is gone are forgotten, later, a few at once; nobody else’s are', () => {
