@@ -70,18 +70,19 @@ await runbook(
       const now = readState()
       const reason = log.clean(messageOf(error))
       const lastGood = now.lastGood ? `The last good backup began ${now.lastGood}.` : 'There is no good backup yet.'
-      writeState({
-        ...now,
-        lastRun: {
-          at: service.started.toISOString(),
-          ok: false,
-          seconds: (Date.now() - service.started.getTime()) / 1000,
-          reason,
-        },
-      })
+      const lastRun = {
+        ...{ at: service.started.toISOString(), ok: false, reason },
+        seconds: (Date.now() - service.started.getTime()) / 1000,
+      }
       // A night's failure is told once, not at every try of the hours after it.
       if (!(flags['if-due'] && now.lastRun?.ok === false && now.lastRun.reason === reason))
         await tell(`❌ Backup FAILED at "${log.current}": ${reason}\n${lastGood}`)
+      // On a full disk it cannot be written.
+      try {
+        writeState({ ...now, lastRun })
+      } catch (failure) {
+        log.warn(messageOf(failure))
+      }
       throw error instanceof Stop ? error.withServing(lastGood) : error
     } finally {
       store.close()

@@ -51,17 +51,20 @@ export async function takeBackupLock(run: string): Promise<() => Promise<void>> 
     await release()
     throw error
   })
-  const { rows } = await session.query('SELECT pg_try_advisory_lock($1) AS taken', [ADVISORY_KEY])
-  if (!rows[0].taken) {
-    await session.end()
-    await release()
-    throw heldBy('a run elsewhere, which holds the lock in the database')
-  }
-  writeFileSync(HOLDER, `${run}, since ${new Date().toISOString()}\n`)
-  return async () => {
+  const releaseBoth = async () => {
     await session.end().catch(() => {})
     await release()
   }
+  try {
+    const { rows } = await session.query('SELECT pg_try_advisory_lock($1) AS taken', [ADVISORY_KEY])
+    if (!rows[0].taken) throw heldBy('a run elsewhere, which holds the lock in the database')
+    writeFileSync(HOLDER, `${run}, since ${new Date().toISOString()}\n`)
+  } catch (error) {
+    // Also on a full disk: the process that holds the lock would keep this one alive for ever.
+    await releaseBoth()
+    throw error
+  }
+  return releaseBoth
 }
 
 const heldBy = (who: string) =>
