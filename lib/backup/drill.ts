@@ -3,8 +3,8 @@ import { Stop } from '../errors.ts'
 import { type Command, script, sh } from '../shell.ts'
 import { connectTo, countRows } from './databases.ts'
 import { BACKUP_STATE } from './lock.ts'
-import type { DatabaseBackup, Manifest } from './manifest.ts'
-import { text } from './pipeline.ts'
+import { Damaged, type DatabaseBackup, type Manifest } from './manifest.ts'
+import { ProgramFailed, text } from './pipeline.ts'
 import { type BackupRun, readBack } from './store.ts'
 
 const SCRATCH = `${BACKUP_STATE}/scratch`
@@ -46,7 +46,7 @@ export function assertRoom(manifest: Manifest): void {
  * Restores what was stored, fetched from the object store, into a throwaway server of the same version with the same
  * extensions, one database after another, and counts every row.
  * @returns the databases that came up as the manifest says
- * @throws Stop when one did not
+ * @throws Damaged when the backup is why one did not
  */
 export async function restoreTest(run: BackupRun, manifest: Manifest): Promise<string[]> {
   const { signal } = run
@@ -55,12 +55,12 @@ export async function restoreTest(run: BackupRun, manifest: Manifest): Promise<s
   try {
     const roles = sh`psql --no-psqlrc --quiet --host=${SCRATCH} --username=postgres --dbname=postgres`
     // The first role in it is the one that the server was made with.
-    if (manifest.globals) await readBack(run, manifest.globals, roles, on('Restoring the roles'))
+    if (manifest.globals) await readBack(run, manifest.globals, roles, on('Restoring the roles')).catch(blame)
     for (const database of manifest.databases) {
       const { name } = database
       await text(createDatabase(database), on(`Creating ${name}`))
       const reader = sh`pg_restore --exit-on-error --host=${SCRATCH} --username=postgres --dbname=${name}`
-      await readBack(run, database, reader, on(`Restoring ${name}`))
+      await readBack(run, database, reader, on(`Restoring ${name}`)).catch(blame)
       await compareRows(database, signal)
       await text(sh`dropdb --host=${SCRATCH} --username=postgres ${name}`, on(`Dropping ${name}`))
     }
@@ -71,6 +71,16 @@ export async function restoreTest(run: BackupRun, manifest: Manifest): Promise<s
   }
 }
 
+/** What programs say, here or in the throwaway server, when this server is to blame. */
+const OF_THIS_SERVER =
+  /was ended by|exit code 137|No space left on device|out of memory|Cannot allocate memory|server closed the connection|terminating connection|connection to server/i
+
+/** Of a program that fails on what was stored, the backup is to blame; of a connection to the store that breaks, it is not. */
+export function blame(error: unknown): never {
+  if (error instanceof ProgramFailed && !OF_THIS_SERVER.test(error.message)) throw new Damaged(error.message)
+  throw error
+}
+
 async function compareRows({ name, rows }: DatabaseBackup, signal: AbortSignal): Promise<void> {
   const client = await connectTo(name, { host: SCRATCH, user: 'postgres', signal })
   const found = await countRows(client).finally(() => client.end())
@@ -79,7 +89,7 @@ async function compareRows({ name, rows }: DatabaseBackup, signal: AbortSignal):
   )
   if (wrong.length === 0) return
   const [table = ''] = wrong
-  throw new Stop(
+  throw new Damaged(
     `Restored, ${name} is not what was backed up: ${table} has ${found[table] ?? 'no'} rows instead of ${rows[table] ?? 'none'}${wrong.length > 1 ? `, and ${wrong.length - 1} more tables differ` : ''}.`,
   )
 }

@@ -15,6 +15,9 @@ type Options = {
 
 const LINES_OF_ERROR = 20
 
+/** A program ended with an error of its own. */
+export class ProgramFailed extends Stop {}
+
 /**
  * Runs programs that are connected with `|`, and gives what the last one prints. The end comes only when every one of
  * them ended with 0: a dump that dies must not look like a shorter one (without `pipefail` and without this wait, a
@@ -62,7 +65,8 @@ export async function* output(programs: Command, { what, signal, env, input }: O
     await fed
     if (unread) throw unread
     signal.throwIfAborted()
-    if (failure) throw new Stop(`${what} failed: ${failure}.${said.trim() ? ` It printed:\n${said.trim()}` : ''}`)
+    if (failure)
+      throw new ProgramFailed(`${what} failed: ${failure}.${said.trim() ? ` It printed:\n${said.trim()}` : ''}`)
   } finally {
     signal.removeEventListener('abort', kill)
     kill()

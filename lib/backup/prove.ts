@@ -1,7 +1,7 @@
 import { hostname } from 'node:os'
 import { messageOf } from '../errors.ts'
 import { assertRoom, restoreTest } from './drill.ts'
-import { type Failure, type Manifest, NOT_RESTORED, type Proof, VERIFIED } from './manifest.ts'
+import { Damaged, type Failure, type Manifest, NOT_RESTORED, type Proof, VERIFIED } from './manifest.ts'
 import type { Service } from './service.ts'
 import { type BackupRun, putText } from './store.ts'
 
@@ -16,10 +16,11 @@ export async function proveRestore({ log, signal }: Service, run: BackupRun, man
   }
   async function test() {
     const began = performance.now()
-    // What this server lacks, or does not wait for, says nothing about the backup.
     assertRoom(manifest)
     const restored = await restoreTest(run, manifest).catch(async (error) => {
-      if (!signal.aborted) await record(NOT_RESTORED, { error: log.clean(messageOf(error)) })
+      // What this server lacks, or does not wait for, says nothing about the backup.
+      if (error instanceof Damaged && !signal.aborted)
+        await record(NOT_RESTORED, { error: log.clean(messageOf(error)) })
       throw error
     })
     await record(VERIFIED, { restored, seconds: (performance.now() - began) / 1000 })

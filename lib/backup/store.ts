@@ -1,7 +1,6 @@
 import { createHash } from 'node:crypto'
 import { type Command, script, sh } from '../shell.ts'
-import type { Stored } from './manifest.ts'
-import { runKey } from './manifest.ts'
+import { Damaged, runKey, type Stored } from './manifest.ts'
 import type { ObjectStore } from './object-store.ts'
 import { output, text } from './pipeline.ts'
 
@@ -89,6 +88,6 @@ export async function readBack(run: BackupRun, stored: Stored, reader: Command, 
     // What the reader prints does not matter; that it ends well does.
   }
   if (sizes.packed !== stored.storedBytes || packed.digest('hex') !== stored.storedSha256)
-    throw new Error(`${stored.key} came back other than it was sent: ${sizes.packed} of ${stored.storedBytes} bytes.`)
+    throw new Damaged(`${stored.key} came back other than it was sent: ${sizes.packed} of ${stored.storedBytes} bytes.`)
   return { ...stored, rawBytes: sizes.raw, rawSha256: raw.digest('hex') }
 }
