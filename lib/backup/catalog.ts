@@ -41,13 +41,26 @@ type Group = { bytes: number; newest: Date; names: Map<string, Date>; hidden?: s
  * All backups in the bucket, newest first, known from the bucket alone.
  * @param anyFailure one that cannot be had for whatever reason is only named: for a new backup, which waits for no old one.
  * Whoever chooses among them must not take a broken connection for a broken backup.
+ * @param wanted the run that was chosen already: then another is only named, too
  */
-export async function readCatalog(store: ObjectStore, { anyFailure = false } = {}): Promise<Catalog> {
+export async function readCatalog(
+  store: ObjectStore,
+  { anyFailure = false, wanted }: { anyFailure?: boolean; wanted?: string | undefined } = {},
+): Promise<Catalog> {
   const runs: CatalogRun[] = []
   const leftovers: Leftover[] = []
   const unreadable: Unreadable[] = []
   const read = (run: string, name: string, versionId?: string) =>
     store.getText(runKey(store.settings.S3_PREFIX, run, name), versionId)
+  async function helpful(run: string, name: string, otherwise: (error: unknown) => string) {
+    try {
+      return await read(run, name)
+    } catch (error) {
+      // What removes backups leaves one alone of which it does not know all.
+      if (anyFailure) throw error
+      return otherwise(error)
+    }
+  }
   async function look([run, { bytes, newest, names, hidden }]: [string, Group]): Promise<void> {
     const stored = names.get(MANIFEST)
     if (!stored) {
@@ -57,15 +70,18 @@ export async function readCatalog(store: ObjectStore, { anyFailure = false } = {
     try {
       const manifest = parseManifest((await read(run, MANIFEST, hidden)) ?? '')
       if (manifest.run !== run) throw new Damaged(`The manifest is that of ${manifest.run}.`)
-      const proof = names.has(VERIFIED) ? parsed(proofSchema, await read(run, VERIFIED)) : {}
-      const failure = names.has(NOT_RESTORED) ? parsed(failureSchema, await read(run, NOT_RESTORED)) : {}
+      const proof = names.has(VERIFIED) ? parsed(proofSchema, await helpful(run, VERIFIED, () => '')) : {}
+      const failed = names.get(NOT_RESTORED)
+      const why = () => helpful(run, NOT_RESTORED, (error) => unknownFailure(run, failed, error))
+      const failure = failed ? parsed(failureSchema, await why()) : {}
       runs.push({
         ...{ manifest, stored, bytes, ...(hidden === undefined ? {} : { hidden: true }) },
         ...{ ...(proof.data ? { proof: proof.data } : {}), ...(failure.data ? { failure: failure.data } : {}) },
       })
     } catch (error) {
       // One that cannot be read must neither hide the others nor stand in the way of the next.
-      if (!(anyFailure || error instanceof Damaged || error instanceof Denied)) throw error
+      const isOther = wanted !== undefined && wanted !== run
+      if (!(anyFailure || isOther || error instanceof Damaged || error instanceof Denied)) throw error
       unreadable.push({ run, why: messageOf(error).split('\n')[0] ?? '' })
     }
   }
@@ -100,6 +116,10 @@ async function groups(store: ObjectStore): Promise<Map<string, Group>> {
   return byRun
 }
 
+/** That there is such a record says that the run failed, also when the record cannot be had. */
+const unknownFailure = (run: string, at: Date | undefined, error: unknown): string =>
+  JSON.stringify({ schema: 1, run, at, by: '', error: `the reason cannot be read: ${messageOf(error).split('\n')[0]}` })
+
 /** What is written beside a manifest helps, and is not needed. */
 function parsed<T>(schema: { safeParse: (value: unknown) => { data?: T } }, json = ''): { data?: T } {
   try {
@@ -112,9 +132,14 @@ function parsed<T>(schema: { safeParse: (value: unknown) => { data?: T } }, json
 /**
  * The backups to choose from for a restore, with what a person must know of the others. One that failed its restore test
  * counts as not complete: it is taken by its name alone.
+ * @param run the one that was asked for, if one was
  */
-export async function catalogToRestore(store: ObjectStore, log: Pick<Log, 'warn'>): Promise<Catalog> {
-  const catalog = await readCatalog(store)
+export async function catalogToRestore(
+  store: ObjectStore,
+  log: Pick<Log, 'warn'>,
+  run: string | undefined,
+): Promise<Catalog> {
+  const catalog = await readCatalog(store, { wanted: run === 'latest' ? undefined : run })
   for (const problem of problemsOf(catalog)) log.warn(problem)
   const runs = catalog.runs.map((run) =>
     run.failure ? { ...run, manifest: { ...run.manifest, complete: false } } : run,

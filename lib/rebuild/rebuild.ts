@@ -43,9 +43,10 @@ export async function rebuildServer(rebuild: Rebuild): Promise<void> {
   const tell = (text: string) => notify(log, config.notify.SLACK_WEBHOOK_URL, text)
   try {
     const begun = await log.step('Is it blank?', () => surveyBlank(admin))
+    const choice = chosen(rebuild, begun)
     const manifest = pickRun(
-      await log.step('Read the manifests', () => catalogToRestore(store, log)),
-      chosen(rebuild, begun),
+      await log.step('Read the manifests', () => catalogToRestore(store, log, choice.run)),
+      choice,
     )
     const facts = await readFacts(admin)
     assertFit(facts, config.access, admin.name)

@@ -44,7 +44,10 @@ export async function restoreFromBackup(
   log.say(describeAside(found))
   const store = await openStore(settings)
   try {
-    const manifest = pickRun(await log.step('Read the manifests', () => catalogToRestore(store, log)), choice)
+    const manifest = pickRun(
+      await log.step('Read the manifests', () => catalogToRestore(store, log, choice.run)),
+      choice,
+    )
     const wanted = pickDatabases(manifest, choice.databases)
     const volumes = pickFiles(manifest, choice.files && !choice.keepSide)
     const what = [...wanted.map(({ name }) => name), ...(volumes ? [FILES] : [])].join(',')

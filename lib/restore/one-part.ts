@@ -31,7 +31,10 @@ export async function restorePart(
   const { log, server, config, dryRun, confirmed } = session
   const store = await openStore(settings)
   try {
-    const manifest = pickRun(await log.step('Read the manifests', () => catalogToRestore(store, log)), choice)
+    const manifest = pickRun(
+      await log.step('Read the manifests', () => catalogToRestore(store, log, choice.run)),
+      choice,
+    )
     const part = singlesOf(manifest).find((one) => one.name === name)
     if (!part)
       throw new Stop(`The run ${manifest.run} has no ${name}.`, ['npx tsx scripts/restore.ts --list'], EXIT.usage)

@@ -1,12 +1,13 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { catalogTable, catalogToRestore, readCatalog } from '../../lib/backup/catalog.ts'
+import { blame } from '../../lib/backup/drill.ts'
 import { orphansAmong, subsetOf } from '../../lib/backup/files.ts'
-import { type Manifest, manifestText, newRunId, parseManifest } from '../../lib/backup/manifest.ts'
+import { Damaged, type Manifest, manifestText, newRunId, parseManifest } from '../../lib/backup/manifest.ts'
 import { partSizeFor } from '../../lib/backup/object-store.ts'
 import { Denied, explainS3 } from '../../lib/backup/object-store-errors.ts'
 import { dumpCommand, dumpOf, expectedSizes } from '../../lib/backup/parts.ts'
-import { output, text } from '../../lib/backup/pipeline.ts'
+import { output, ProgramFailed, text } from '../../lib/backup/pipeline.ts'
 import { describeProgress, trackProgress } from '../../lib/backup/progress.ts'
 import { parseProgress, progressLine } from '../../lib/backup/remote.ts'
 import { lockOfOther } from '../../lib/backup/restic.ts'
@@ -15,6 +16,7 @@ import { isDue, isRestoreTestDue, lastDueTime, metrics, shrunkParts, sizesOf } f
 import { isDead } from '../../lib/backup/sweep.ts'
 import { abortUploads, hiddenAmong, removeAll, type Version } from '../../lib/backup/versions.ts'
 import { validate } from '../../lib/config.ts'
+import { Stop } from '../../lib/errors.ts'
 import { script, sh } from '../../lib/shell.ts'
 
 const test = suite('backup')
@@ -248,11 +250,47 @@ test('who restores is told what cannot be read or failed its test, and gets the 
     ...{ '2/not-restored.json': failure, '3/manifest.json': '{' },
   })
   const told: string[] = []
-  const { runs } = await catalogToRestore(store, { warn: (text) => told.push(text) })
+  const { runs } = await catalogToRestore(store, { warn: (text) => told.push(text) }, undefined)
   assert.equal(Object.fromEntries(runs.map(({ manifest }) => [manifest.run, manifest.complete])), { 1: true, 2: false })
   assert.match(told.join('\n'), /3 cannot be read[\s\S]*2 did not come up in its restore test: a row is missing/)
   const [, ...rows] = catalogTable(await readCatalog(store))
   assert.is(rows.find(([run]) => run === '2')?.at(-1), 'FAILED')
+})
+
+test('a manifest that cannot be had is in the way of no run that was asked for by its name', async () => {
+  const down = new Error('HTTP 503')
+  const store = storeOf({
+    ...{ '1/manifest.json': manifestOf('1'), '1/verified.json': down, '1/not-restored.json': down },
+    '2/manifest.json': down,
+  })
+  const told: string[] = []
+  const take = (run: string | undefined) => catalogToRestore(store, { warn: (text) => told.push(text) }, run)
+  for (const run of [undefined, 'latest', '2']) assert.match(await take(run).catch((error) => error.message), /503/)
+  const { runs } = await take('1')
+  assert.equal(
+    runs.map(({ manifest }) => [manifest.run, manifest.complete]),
+    [['1', false]],
+  )
+  assert.match(
+    told.join('\n'),
+    /2 cannot be read: HTTP 503[\s\S]*1 did not come up .*: the reason cannot be read: HTTP/,
+  )
+})
+
+test('a restore test blames the backup for what was stored alone', () => {
+  const blamed = (error: Error) => {
+    try {
+      return blame(error)
+    } catch (thrown) {
+      return thrown instanceof Damaged
+    }
+  }
+  const failed = (why: string) => new ProgramFailed(`Restoring kgc failed: ${why}`)
+  assert.is(blamed(failed('exit code 1. It printed:\nviolates check constraint "a"')), true)
+  assert.is(blamed(failed('exit code 1. It printed:\nNo space left on device')), false)
+  assert.is(blamed(failed('was ended by SIGKILL')), false)
+  assert.is(blamed(new Stop('The store sent nothing.')), false)
+  assert.is(blamed(new Damaged('It came back other than it was sent.')), true)
 })
 
 test('a backup whose manifest was hidden is no leftover: it is read in its first version', async () => {
