@@ -44,8 +44,13 @@ export async function restorePart(
     else await confirmName(change, name, confirmed)
     await withDownloads(log, store, [part], ({ [name]: file = '' }) =>
       locked(session, `restore of ${name}`, async (host) => {
-        await log.step(`Make ${name} beside`, async () => makeSingle(host, name, await openEncrypted(file, identities)))
-        const away = await withWorkshop(host, () => exchange(host, log, config.front, dryRun, exchangeSingle(name)))
+        // Around both: what an earlier restore set aside must not go when a backup that runs refuses the exchange.
+        const away = await withWorkshop(host, async () => {
+          await log.step(`Make ${name} beside`, async () =>
+            makeSingle(host, name, await openEncrypted(file, identities)),
+          )
+          return exchange(host, log, config.front, dryRun, exchangeSingle(name))
+        })
         if (!dryRun)
           log.result(`✅ ${name} on ${host.name} is that of ${manifest.run}. It was away for ${away.toFixed(1)} s.`)
       }),
