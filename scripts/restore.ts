@@ -103,7 +103,8 @@ await runbook(
     }
     try {
       const single = flags.queue ? 'queue' : flags.grafana ? 'grafana' : undefined
-      if (task !== 'status') await completeCutOff(session, task)
+      const named = [...(databases ?? []), ...(flags.files ? [FILES] : [])]
+      if (task !== 'status') await completeCutOff(session, task, named.length > 0 || single !== undefined)
       if (when) await restoreCluster(session, when, flags['keep-side'])
       else if (backups && single)
         await restorePart(session, backups.objectStore, identities, single, { run: flags.run, before })
@@ -117,7 +118,6 @@ await runbook(
       else {
         const aside = await log.step('Survey', () => surveyAside(server))
         log.result(describeAside(aside.server, aside))
-        const named = [...(databases ?? []), ...(flags.files ? [FILES] : [])]
         if (flags.drop !== undefined) await drop(session, aside, flags.drop)
         if (flags.undo) await undo(session, aside, named.length > 0 ? named : undefined)
       }

@@ -158,6 +158,9 @@ export async function undo(session: Session, aside: Aside, only: string[] | unde
     throw new Stop('PostgreSQL does not answer, and there is no restore of the whole cluster to undo.', [
       'docker logs --tail 30 kgc-postgres-1',
     ])
+  // PostgreSQL may have come up since it was too early to complete this.
+  if (aside.exchange && !session.dryRun)
+    throw new Stop(`The exchange of ${aside.exchange.what} is half done. Nothing was touched.`, ['Run this again.'])
   await undoDatabases(session, server, only)
 }
 

@@ -242,7 +242,7 @@ test('of restored databases, one that served and was exchanged back is kept as a
   assert.is(drop, `DROP DATABASE IF EXISTS "${side}" WITH (FORCE);`)
 })
 
-test('while an exchange lies half done that cannot be completed, nothing is begun but a restore of the whole cluster', async () => {
+test('while an exchange lies half done that cannot be completed, nothing is begun but a restore of the whole cluster, or its undo', async () => {
   const warned: string[] = []
   const session = {
     server: {
@@ -256,11 +256,13 @@ test('while an exchange lies half done that cannot be completed, nothing is begu
   } as unknown as Session
   for (const task of ['part', 'undo', 'backup', 'drop'] as const)
     await rejectsWith(
-      completeCutOff(session, task),
+      completeCutOff(session, task, true),
       /exchange of kgc was cut off.*when PostgreSQL runs.*Nothing was touched/,
     )
-  await completeCutOff(session, 'time')
-  assert.match(warned.join(), /The next restore or undo does it/)
+  await completeCutOff(session, 'time', false)
+  await completeCutOff(session, 'undo', false)
+  for (const text of warned) assert.match(text, /The next restore or undo does it/)
+  assert.is(warned.length, 2)
 })
 
 test('undoes the last swap as a whole, or the named part of it', () => {
