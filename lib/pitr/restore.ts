@@ -41,11 +41,12 @@ const SWAP_SECONDS = 1200
  * @throws Stop that says what serves now
  */
 export async function restoreToTime(run: PitrRun, when: When): Promise<void> {
-  await besideLive(run, `restore to ${describe(when)}`, async (host, found) => {
+  const work = async (host: Host, found: Found) => {
     const volume = await bringBack(run, host, found, when)
     const differences = run.dryRun || found.live !== 'ours' ? undefined : await compare(run, host)
     await replace(run, host, volume, describe(when), differences, found)
-  })
+  }
+  await besideLive(run, `restore to ${describe(when)}`, work, { needsLog: true })
 }
 
 /**
@@ -79,15 +80,13 @@ export async function restoreBesideOnly(run: PitrRun, when: When): Promise<void>
       await bringBack(run, host, found, when)
       run.log.result(`The cluster as of ${describe(when)} runs in ${SIDE}. The next run with --time removes it.`)
     },
-    'keep',
+    { needsLog: true, after: 'keep' },
   )
 }
 
 /** Starts the second cluster as of a moment. @returns its volume */
 async function bringBack(run: PitrRun, host: Host, found: Found, when: When): Promise<string> {
   const { log } = run
-  const obstacle = notReady(found)
-  if (obstacle) throw obstacle
   if (found.live === 'ours') await log.step('The log up to now into S3', () => flushLog(host))
   const backup = chooseBackup(parseBackups(found.info), when)
   assertRoom(backup, found)
@@ -104,7 +103,7 @@ async function besideLive(
   { log, server, actor, dryRun, wait }: PitrRun,
   action: string,
   work: (host: Host, found: Found) => Promise<void>,
-  after: 'remove' | 'keep' = 'remove',
+  { needsLog = false, after = 'remove' }: { needsLog?: boolean; after?: 'remove' | 'keep' } = {},
 ): Promise<void> {
   await withLock(server, log, { ...actor, action }, { dryRun, wait }, async (host) => {
     const found = await log.step('Survey', () => surveyPitr(server))
@@ -114,6 +113,10 @@ async function besideLive(
         'If you still want it, run it again.',
       ])
     }
+    const serves = `${found.volume} serves, as before.`
+    const obstacle = needsLog ? notReady(found) : undefined
+    // Before anything goes: a cluster that --keep-side left may be all that there is of that moment.
+    if (obstacle) throw obstacle.withServing(serves)
     await host.write(removeLeftovers(found.leftovers))
     try {
       await work(host, found)
@@ -121,7 +124,7 @@ async function besideLive(
       const { volume, leftovers } = await surveyPitr(server).catch(() => ({ ...found, leftovers: [] }))
       if (!dryRun && after === 'remove')
         await host.write(removeLeftovers(leftovers)).catch((failure) => log.warn(messageOf(failure)))
-      throw explain(error, volume === found.volume ? `${volume} serves, as before.` : `${volume} serves.`)
+      throw explain(error, volume === found.volume ? serves : `${volume} serves.`)
     }
   })
 }

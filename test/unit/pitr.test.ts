@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { parse } from 'yaml'
+import { messageOf } from '../../lib/errors.ts'
 import {
   chooseBackup,
   compareRows,
@@ -11,7 +12,7 @@ import {
   parseBackups,
   restoreArguments,
 } from '../../lib/pitr/cluster.ts'
-import { type PitrRun, undoRestore } from '../../lib/pitr/restore.ts'
+import { type PitrRun, restoreBesideOnly, restoreToTime, undoRestore } from '../../lib/pitr/restore.ts'
 import { parseFound } from '../../lib/pitr/server.ts'
 import { swapTo } from '../../lib/pitr/swap.ts'
 import type { Command } from '../../lib/shell.ts'
@@ -119,8 +120,10 @@ test('a swap writes the copy of the secrets for nobody else to read, and never h
   assert.not.match(shell, /docker volume rm/)
 })
 
-/** A dry run of an undo. @returns what it would run, and what it says */
-async function undone(...survey: string[]) {
+const undone = (...survey: string[]) => tried(undoRestore, survey)
+
+/** A dry run. @returns what it would run, and what it says */
+async function tried(work: (run: PitrRun) => Promise<void>, survey: string[]) {
   const record = JSON.stringify({
     at: '2026-11-23T12:00:00Z',
     volume: 'kgc_postgres-data-2',
@@ -135,7 +138,7 @@ async function undone(...survey: string[]) {
     commands.push(shell)
     return ''
   }
-  await undoRestore({
+  await work({
     server: {
       name: 'server',
       read: async () => found.join('\n'),
@@ -144,7 +147,7 @@ async function undone(...survey: string[]) {
     },
     log: { step: (_: string, work: () => unknown) => work(), say, warn: say, result: say },
     ...{ actor: { who: 'w', from: 'f' }, dryRun: true, wait: 0 },
-  } as unknown as PitrRun)
+  } as unknown as PitrRun).catch((error) => say(messageOf(error)))
   return { commands: commands.join('\n'), said: said.join('\n') }
 }
 
@@ -159,6 +162,14 @@ test('the old cluster is on the server, and serves again also when the log in S3
   const { commands } = await undone('pitr=on', 'keeper=true', 'info=[{"db":[{"system-id":7}]}]')
   assert.match(commands, /recovery\.signal[\s\S]* up -d --no-deps postgres-restore/)
   assert.ok(commands.includes(swap))
+})
+
+test('while the log in S3 cannot be had, a restore removes nothing that an earlier one left beside', async () => {
+  for (const work of [restoreToTime, restoreBesideOnly]) {
+    const { commands, said } = await tried((run) => work(run, 'newest'), ['made=kgc_postgres-data-3'])
+    assert.is(commands, '')
+    assert.match(said, /recovery is off[\s\S]*kgc_postgres-data-2 serves, as before/)
+  }
 })
 
 test('switched off, nothing of it is there; switched on, S3 and the key are asked for', () => {
