@@ -1,5 +1,6 @@
 import { compose } from '../compose.ts'
 import { Stop } from '../errors.ts'
+import { POSTGRES } from '../layout.ts'
 import { type Command, script, sh } from '../shell.ts'
 import { local, type When } from '../when.ts'
 
@@ -106,6 +107,12 @@ touch recovery.signal`)
     ),
   )
 }
+
+/** Takes that back, of an undo that died: without the log in S3 the cluster would not start. */
+export const forgetFork = (volume: string): Command =>
+  script(
+    `docker run --rm --network none --volume ${sh`${volume}`.shell}:/data --entrypoint rm "$(docker inspect -f '{{.Image}}' ${POSTGRES})" -f /data/recovery.signal`,
+  )
 
 /** Starts the second cluster; nothing but what is run in its container reaches it. */
 export const startSide = (volume: string): Command => withVolume(volume, compose(sh`up -d --no-deps postgres-restore`))

@@ -9,6 +9,7 @@ import {
   type Backup,
   chooseBackup,
   download,
+  forgetFork,
   forkOld,
   newVolume,
   parseBackups,
@@ -61,8 +62,10 @@ export async function undoRestore(run: PitrRun): Promise<void> {
       throw new Stop(`The cluster that served before ${last.at} is gone: there is no volume ${last.was}.`)
     run.log.say(`  ${last.was}, which served until ${local(new Date(last.at))}.`)
     const obstacle = notReady(found)
-    if (obstacle) run.log.warn(`${obstacle.message} It is not tried beside what serves.`)
-    else {
+    if (obstacle) {
+      run.log.warn(`${obstacle.message} It is not tried beside what serves.`)
+      await host.write(forgetFork(last.was), { timeout: 60 }).catch((error) => run.log.warn(messageOf(error)))
+    } else {
       await run.log.step('A line of its own', () => host.write(forkOld(last.was), { timeout: 60 }))
       await replay(run, host, last.was)
     }

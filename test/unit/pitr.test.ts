@@ -156,7 +156,10 @@ test('the old cluster is on the server, and serves again also when the log in S3
   for (const survey of [[], ['pitr=on'], ['pitr=on', 'keeper=true']]) {
     const { commands, said } = await undone(...survey)
     assert.ok(commands.includes(swap))
-    assert.not.match(commands, /--no-deps postgres-restore|recovery\.signal/)
+    assert.not.match(commands, /--no-deps postgres-restore|touch recovery\.signal/)
+    // An undo that died may have left it.
+    assert.ok(commands.indexOf('-f /data/recovery.signal') < commands.indexOf(swap))
+    assert.match(commands, /--volume kgc_postgres-data:\/data --entrypoint rm .* -f \/data\/recovery\.signal/)
     assert.match(said, /It is not tried beside what serves/)
   }
   const { commands } = await undone('pitr=on', 'keeper=true', 'info=[{"db":[{"system-id":7}]}]')
