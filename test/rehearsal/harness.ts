@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { parse } from 'dotenv'
 import { loadConfig } from '../../lib/config.ts'
+import { messageOf, Stop } from '../../lib/errors.ts'
 import type { Host } from '../../lib/host.ts'
 import { createLog } from '../../lib/log.ts'
 import { type Survey, survey } from '../../lib/release/survey.ts'
@@ -119,7 +120,11 @@ export const servedVersion = async () =>
  * @param empty with `true`, nothing was ever deployed on its server; with `either`, it does not matter
  */
 export async function rehearsal({ empty = false }: { empty?: boolean | 'either' } = {}): Promise<void> {
-  await raise(createLog())
+  // uvu says of a hook that throws only that no test passed.
+  await raise(createLog()).catch((error) => {
+    console.log(messageOf(error), ...(error instanceof Stop ? error.next : []))
+    throw error
+  })
   await onServer(playCloudflare)
   if (empty === 'either') return
   const { active, records, containers } = await serverSurvey()
