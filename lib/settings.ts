@@ -61,7 +61,8 @@ const registry = z.object({
 /** How a release is judged and kept. */
 const release = z.object({
   HEALTH_TIMEOUT: variable(wholeNumber(1, 600).default(15), '15 (seconds for each of the 4 tries of the health gate)'),
-  DRAIN_TIMEOUT: variable(wholeNumber(1, 120).default(5), '5 (seconds that requests of the old release may take)'),
+  // Not below 3: nginx closes connections that were kept open 2 s after a reload (keepalive_min_timeout), and not before.
+  DRAIN_TIMEOUT: variable(wholeNumber(3, 120).default(5), '5 (seconds that requests of the old release may take)'),
   KEEP_RELEASES: variable(wholeNumber(2, 50).default(5), '5'),
   MIN_FREE_DISK_GB: variable(wholeNumber(1, 10_000).default(10), '10'),
   MIGRATE_COMMAND: variable(z.string().optional(), 'npm run migrate'),
