@@ -261,7 +261,7 @@ test('two at the same time: one deploys, the other is refused', async () => {
 })
 
 test('a run that is killed while it waits for what a dead run left behind leaves no lock', async () => {
-  const leftover = serverRead(sh`flock -s ${`${ROOT}/${STEP_LOCK}`} sleep 15`)
+  const leftover = serverRead(sh`flock -s ${`${ROOT}/${STEP_LOCK}`} sleep 9`)
   const { child, output, ended } = startScript('deploy', ['v1'], { GITHUB_ACTIONS: 'true' })
   await until(async () => output.stderr.includes('::group::Lock'), 'the lock', 10)
   await sleep(1000)
