@@ -255,16 +255,18 @@ withSoak('undone also while kgc-pitr-1 is down, as the old cluster is on the ser
   await backedUp()
 })
 
-const NO_CLUSTERS = soak
-  ? {
-      'that cannot be mounted': ['kgc_postgres-data-no/name', 'true'],
-      'that does not start': [
-        'kgc_postgres-data-20200101T000000',
-        `docker volume create --label com.docker.compose.project=kgc --label com.docker.compose.volume=postgres-data kgc_postgres-data-20200101T000000 > /dev/null
+const NO_CLUSTERS = {
+  'that cannot be mounted': ['kgc_postgres-data-no/name', 'true'],
+  ...(soak
+    ? {
+        'that does not start': [
+          'kgc_postgres-data-20200101T000000',
+          `docker volume create --label com.docker.compose.project=kgc --label com.docker.compose.volume=postgres-data kgc_postgres-data-20200101T000000 > /dev/null
 docker run --rm --network none -v kgc_postgres-data-20200101T000000:/data --entrypoint sh "$(docker inspect -f '{{.Image}}' kgc-postgres-1)" -c 'echo 99 > /data/PG_VERSION; chown -R postgres: /data'`,
-      ],
-    }
-  : {}
+        ],
+      }
+    : {}),
+}
 
 for (const [what, [volume = '', make = '']] of Object.entries(NO_CLUSTERS))
   test(`a cluster ${what} does not come to serve: the one before serves again, and the site is open`, async () => {
