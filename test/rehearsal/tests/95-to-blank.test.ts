@@ -150,7 +150,8 @@ test('the rebuilt server is one like any other: as bootstrap-server.ts wants it,
   for (const [name, ...args] of [
     ['bootstrap-server', '--check'],
     ['backup'],
-    ['rollback'],
+    ['deploy', 'v2'],
+    ['rollback', '--to', 'v1'],
     ['deploy', 'v2'],
   ] as const) {
     const run = await runScript(name, [...args])
